@@ -1,0 +1,1 @@
+"""A model on disk: what an archive may be, described as one Manifest."""

@@ -1,0 +1,91 @@
+"""The contract between berth and whoever writes a model's code.
+
+    payload ──decode──> input ──┐
+    payload ──decode──> input ──┼─ predict([inputs]) ─> [outputs] ──encode──> payload
+    payload ──decode──> input ──┘
+
+Only ``load`` and ``predict`` are required. What berth guarantees to a handler is listed in handlers/README.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from container.payload import Payload
+from container.protocol import codecs
+
+if TYPE_CHECKING:
+    import torch
+
+Weights = Mapping[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a handler may know of its surroundings; frozen, so that nothing can be smuggled through it.
+
+    name: the model's registered name.
+    device: "cpu" or "cuda:0": where tensors are when ``predict`` runs.
+    options: the ``options`` object of berth.json, as the author wrote it.
+    open_weights: for built-in networks: maps the checkpoint under a folder and returns name -> tensor. The
+        mapping stays valid while the handler lives; the tensors behind it are moved between tiers by berth, so look
+        them up on each call and keep none.
+    properties: what multi-model-server calls system_properties: model_dir, gpu_id, batch_size, server_name.
+    """
+
+    name: str
+    device: str = "cpu"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    open_weights: Callable[[Path], Weights] | None = None
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Handler:
+    """Base class of every handler: the built-in ones and those of archives (``code/handler.py``).
+
+    One object serves one model. ``predict`` is never called twice at a time on the same object, unless
+    ``reentrant`` says that it may be.
+    """
+
+    task: ClassVar[str] = ""
+    #: Warm-up, input of ``berth check``, payload of the local test and of the bench: one fact, four uses.
+    example: ClassVar[Payload] = Payload(b"{}")
+    #: True when ``predict`` keeps no state between calls and may run on several threads at once.
+    reentrant: ClassVar[bool] = False
+
+    def load(self, model_dir: Path, context: Context) -> None:
+        """Read the model under ``model_dir``; build on the CPU, the weights are placed for you.
+
+        Raises BadArchive for a layout that is wrong; any other exception is reported as model.load_failed.
+        """
+
+    def decode(self, payload: Payload) -> Any:
+        """Return one input of ``predict``. Raises MediaType, BadRequest or BadInput.
+
+        By default by content type: JSON -> Python values, text/csv -> rows, npy/npz -> arrays, text -> str,
+        anything else -> bytes.
+        """
+        return codecs.decode(payload.body, payload.content_type)
+
+    def size(self, value: Any) -> int:
+        """Return the work in one input, in units that add up (tokens, pixels); batches are cut by it."""
+        return 1
+
+    def predict(self, batch: list[Any]) -> list[Any]:
+        """Return one output for each input, in order; the length is checked.
+
+        An output may be an exception of the error tree: then only that caller gets it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no predict")
+
+    def steps(self, batch: list[Any]) -> Iterator[list[Any] | None]:
+        """Yield None between steps of long work and the list of outputs last, so that others get the device."""
+        yield self.predict(batch)
+
+    def encode(self, output: Any, accept: str) -> Payload:
+        """Return the answer for ``output``. Raises NotAcceptable. By default by the Accept header."""
+        body, content_type = codecs.encode(output, accept)
+        return Payload(body, content_type)

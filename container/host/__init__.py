@@ -1,0 +1,1 @@
+"""Authors' code in a process of its own."""

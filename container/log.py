@@ -1,0 +1,65 @@
+"""Log lines: one JSON object a line on stderr, so that CloudWatch and a terminal can both be searched.
+
+``bind`` puts the model's name and the request's id on every line that is written while it is active, author's
+``print`` and ``logging`` included (``host/child`` routes those here).
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+_bound: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("berth_log", default={})  # noqa: B039
+
+
+class JsonFormatter(logging.Formatter):
+    """One record as one JSON line; a traceback is one field, so a line stays a line."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self.process_name = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line without its end."""
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "process": self.process_name,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_bound.get(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def configure(process: str, level: str = "info", stream: TextIO | None = None) -> None:
+    """Send all logging of this process to ``stream`` (stderr) as JSON lines marked with ``process``."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter(process))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+
+
+def get(name: str) -> logging.Logger:
+    """Return the logger of a module; call with ``__name__``."""
+    return logging.getLogger(name)
+
+
+@contextmanager
+def bind(**fields: str) -> Iterator[None]:
+    """Put ``fields`` on every line logged inside the block by this thread or task."""
+    token = _bound.set({**_bound.get(), **fields})
+    try:
+        yield
+    finally:
+        _bound.reset(token)

@@ -1,0 +1,1 @@
+"""Who lies where, and moving them."""

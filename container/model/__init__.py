@@ -1,0 +1,1 @@
+"""A model as code: archive -> Handler, and a batch through it."""

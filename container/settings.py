@@ -1,0 +1,199 @@
+"""The environment, read once into one frozen object.
+
+Every process of ours is handed the same environment and builds the same Settings from it; nothing else in the
+project reads ``os.environ``. A malformed value or an unknown ``BERTH_*`` name refuses to start and names the
+nearest; unknown ``SAGEMAKER_*`` names are the platform's business. The table in the README is generated from the
+fields below (``python -m container.settings``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class BadSetting(ValueError):
+    """A variable of the environment that cannot be used; the message names it, its value and what is allowed."""
+
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    _UNITS[f"{_letter}iB"] = 1024**_power
+    _UNITS[f"{_letter}B"] = 1000**_power
+
+
+def size_bytes(text: str) -> int:
+    """Return bytes for "120MiB", "2GiB", "1.5GB" or "1048576". Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", text.strip())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError("a size is an integer or a number with KiB, MiB, GiB, TiB, KB, MB, GB or TB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _switch(*allowed: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise ValueError("one of " + ", ".join(allowed))
+        return text
+
+    return read
+
+
+def _on_off(text: str) -> bool:
+    return _switch("on", "off")(text) == "on"
+
+
+def _true_false(text: str) -> bool:
+    return text.strip().lower() == "true"
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"\d+", text.strip()) or not low <= int(text) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+|sim:\S+@\S+/s", text):
+        raise ValueError("auto, cpu, cuda, cuda:N or sim:SIZE@SIZE/s (sim:4GiB@2GB/s)")
+    if text.startswith("sim:"):
+        size, speed = text[4:].removesuffix("/s").split("@", 1)
+        size_bytes(size), size_bytes(speed)
+    return text
+
+
+def _port_range(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
+    if match is None or not 0 < int(match[1]) <= int(match[2]) < 65536:
+        raise ValueError("LOW-HIGH, both ports")
+    return int(match[1]), int(match[2])
+
+
+def _setting(name: str, read: Callable[[str], Any], default: Any, text: str, shown: str | None = None) -> Any:
+    meta = {"env": name, "read": read, "text": text, "shown": shown if shown is not None else str(default)}
+    return dataclasses.field(default=default, metadata=meta)
+
+
+def _default_state_dir() -> Path:
+    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path("/var/lib/berth") if os.access("/var/lib/berth", os.W_OK) else Path(home) / "berth"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of one server. Build with ``Settings.read(os.environ)``."""
+
+    port: int = _setting("SAGEMAKER_BIND_TO_PORT", _whole(0, 65535), 8080, "port of the HTTP server")
+    host: str = _setting("BERTH_HOST", str, "127.0.0.1", "address to listen on; the image sets 0.0.0.0")
+    multi_model: bool = _setting(
+        "SAGEMAKER_MULTI_MODEL", _true_false, False, "true: no model is loaded from the `model` folder at start"
+    )
+    base_dir: Path = _setting(
+        "SAGEMAKER_BASE_DIR", Path, Path("/opt/ml"), "models are loaded only from its `models` and `model` folders"
+    )
+    safe_port_range: tuple[int, int] | None = _setting(
+        "SAGEMAKER_SAFE_PORT_RANGE", _port_range, None, "ports a second listener may use (the mms door)", ""
+    )
+    max_payload_mib: int = _setting(
+        "SAGEMAKER_MAX_PAYLOAD_IN_MB", _whole(1, 1024), 25, "largest request body, in MiB; beyond it 413"
+    )
+    default_accept: str = _setting(
+        "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", str, "application/json", "answer's type when Accept is missing or `*/*`"
+    )
+    program: str = _setting("SAGEMAKER_PROGRAM", str, "inference.py", "name of the script in an archive's `code/`")
+    hf_task: str = _setting("HF_TASK", str, "", "task of a single model whose architecture does not tell")
+    device: str = _setting(
+        "BERTH_DEVICE", _device, "auto", "auto, cpu, cuda, cuda:N, or sim:SIZE@SPEED/s (a rehearsal)"
+    )
+    memory_limit: int | None = _setting(
+        "BERTH_MEMORY_LIMIT",
+        size_bytes,
+        None,
+        "bytes of models on the device (RAM without a GPU)",
+        "80 % of what is free",
+    )
+    host_memory_limit: int | None = _setting(
+        "BERTH_HOST_MEMORY_LIMIT", size_bytes, None, "bytes of models in RAM under a GPU", "half of what is free"
+    )
+    eviction: str = _setting(
+        "BERTH_EVICTION",
+        _switch("sink", "platform"),
+        "sink",
+        "platform: never sink, answer 507 and let SageMaker choose",
+    )
+    sharing: bool = _setting("BERTH_SHARING", _on_off, True, "equal weights of different models are kept once", "on")
+    allow_code: bool = _setting("BERTH_ALLOW_CODE", _on_off, True, "off: archives that bring code are refused", "on")
+    allow_pickle: bool = _setting(
+        "BERTH_ALLOW_PICKLE", _on_off, True, "off: only safetensors; on: pickles with weights_only", "on"
+    )
+    front_workers: int = _setting("BERTH_FRONT_WORKERS", _whole(1, 64), 1, "HTTP processes")
+    queue_length: int = _setting("BERTH_QUEUE_LENGTH", _whole(1, 100_000), 100, "requests that may wait for one model")
+    state_dir: Path = _setting(
+        "BERTH_STATE_DIR",
+        Path,
+        None,
+        "sockets, unpacked archives, environments",
+        "/var/lib/berth or under XDG_STATE_HOME",
+    )
+    metrics_per_model: bool = _setting("BERTH_METRICS_PER_MODEL", _on_off, False, "a `model` label in /metrics", "off")
+    log_level: str = _setting(
+        "BERTH_LOG_LEVEL", _switch("debug", "info", "warning", "error"), "info", "least level that is logged"
+    )
+    models_dir: Path | None = _setting(
+        "BERTH_MODELS", Path, None, "folder of models to load at start (`serve --models`)", ""
+    )
+
+    @staticmethod
+    def read(environ: Mapping[str, str]) -> Settings:
+        """Return the settings in ``environ``. Raises BadSetting with the variable, its value and what is allowed."""
+        fields = {field.metadata["env"]: field for field in dataclasses.fields(Settings)}
+        for name in environ:
+            if name.startswith("BERTH_") and name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise BadSetting(f"unknown setting {name}{hint} Known: {', '.join(sorted(fields))}")
+        values: dict[str, Any] = {}
+        for name, field in fields.items():
+            text = environ.get(name)
+            if text is None or text == "":
+                continue
+            try:
+                values[field.name] = field.metadata["read"](text)
+            except ValueError as error:
+                raise BadSetting(f"{name}={text!r} cannot be used: expected {error}") from error
+        values.setdefault("state_dir", _default_state_dir())
+        return Settings(**values)
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """The body limit in bytes."""
+        return self.max_payload_mib << 20
+
+    @property
+    def models_roots(self) -> tuple[Path, ...]:
+        """The folders that a model's url must lie under."""
+        roots = (self.base_dir / "models", self.base_dir / "model", self.state_dir / "unpacked")
+        return (*roots, self.models_dir) if self.models_dir else roots
+
+
+def table() -> str:
+    """Return the README's table of settings, in Markdown."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(Settings):
+        meta = field.metadata
+        shown = f"`{meta['shown']}`" if meta["shown"] and " " not in meta["shown"] else meta["shown"]
+        rows.append(f"| `{meta['env']}` | {shown} | {meta['text']} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,168 @@
+"""The vocabulary of the wire: data only, imported by both ends.
+
+A request carries an ``id`` chosen by the sender; exactly one reply comes back with the same ``id``, in any order.
+Deadlines are seconds of CLOCK_MONOTONIC, which all processes of one machine share.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from container.errors import Failure
+from container.payload import Payload
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """First frame of a connection. ``client`` names the peer; its bulk connection (large frames) says so."""
+
+    client: str
+    bulk: bool = False
+
+
+class Invoke(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Answer each payload with ``model`` ("" = the single model). Reply: Answers."""
+
+    id: int
+    model: str
+    payloads: list[Payload]
+    deadline: float
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """Register ``name`` from folder ``url`` and bring it up. ``manifest``: already described (engine to child)."""
+
+    id: int
+    name: str
+    url: str
+    manifest: bytes = b""
+
+
+class Unload(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """Drain, drop and forget ``name``; its bytes are back when Unloaded is."""
+
+    id: int
+    name: str
+
+
+class List(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """The ready models, sorted by name, ``limit`` from ``token`` on. Reply: Page."""
+
+    id: int
+    limit: int = 100
+    token: str = ""
+
+
+class Describe(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """Everything callers may know of one model. Reply: Description."""
+
+    id: int
+    name: str
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """The caller of request ``id`` is gone; no reply is wanted any more."""
+
+    id: int
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag=7):
+    """Is the process up? Reply: Status."""
+
+    id: int
+
+
+class Stats(msgspec.Struct, frozen=True, array_like=True, tag=8):
+    """What /metrics shows. Reply: Figures."""
+
+    id: int
+
+
+class Drain(msgspec.Struct, frozen=True, array_like=True, tag=9):
+    """Take no new work, finish what runs. Reply: Status when idle."""
+
+    id: int
+
+
+class Counts(msgspec.Struct, frozen=True, array_like=True, tag=10):
+    """What a front counted by itself since the last Counts: (route, status) -> requests. No reply."""
+
+    requests: list[tuple[str, int, int]]
+
+
+class Answers(msgspec.Struct, frozen=True, array_like=True, tag=32):
+    """One result for each payload of an Invoke, in order."""
+
+    id: int
+    results: list[Payload | Failure]
+
+
+class Loaded(msgspec.Struct, frozen=True, array_like=True, tag=33):
+    """The model answers. ``bytes`` measured; ``times_ms`` by phase (describe, import, read, ...)."""
+
+    id: int
+    bytes: int
+    times_ms: dict[str, float] = {}
+
+
+class Unloaded(msgspec.Struct, frozen=True, array_like=True, tag=34):
+    """The model is gone and ``freed_bytes`` are back."""
+
+    id: int
+    freed_bytes: int
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One model of a Page."""
+
+    name: str
+    url: str
+
+
+class Page(msgspec.Struct, frozen=True, array_like=True, tag=35):
+    """Some of the models; ``next_token`` "" = the last page."""
+
+    id: int
+    models: list[Entry]
+    next_token: str = ""
+
+
+class Description(msgspec.Struct, frozen=True, array_like=True, tag=36):
+    """One model. state: loading | ready | draining | quarantined. tier: device | host | disk."""
+
+    id: int
+    name: str
+    url: str
+    state: str
+    tier: str
+    bytes: int
+    shared_bytes: int = 0
+    reason: str = ""
+    task: str = ""
+    kind: str = ""
+
+
+class Status(msgspec.Struct, frozen=True, array_like=True, tag=37):
+    """The process: its state in a word, its device, its pid."""
+
+    id: int
+    state: str
+    device: str = ""
+    pid: int = 0
+
+
+class Figures(msgspec.Struct, frozen=True, array_like=True, tag=38):
+    """Counters and gauges as (name, labels, value); names as /metrics shows them."""
+
+    id: int
+    values: list[tuple[str, dict[str, str], float]]
+
+
+class Failed(msgspec.Struct, frozen=True, array_like=True, tag=39):
+    """The request as a whole failed."""
+
+    id: int
+    failure: Failure
+
+
+Request = Hello | Invoke | Load | Unload | List | Describe | Cancel | Ready | Stats | Drain | Counts
+Reply = Answers | Loaded | Unloaded | Page | Description | Status | Figures | Failed

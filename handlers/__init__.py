@@ -1,0 +1,1 @@
+"""The built-in tasks, one file each. Adding one: handlers/README.md."""

@@ -1,0 +1,1 @@
+"""The platform's side, for rehearsals: an endpoint stand-in, the demo, payloads. Imports nothing of container."""
