@@ -16,7 +16,7 @@ Respond = Callable[[m.Reply], None]
 
 
 class Service(Protocol):
-    """What a process offers over its socket. Every coroutine may raise a ServingError; the server sends it as Failed."""
+    """What a process offers over its socket. A coroutine may raise ServingError; it is sent as Failed."""
 
     def invoke(self, request: m.Invoke, respond: Respond) -> None:
         """Queue ``request`` and return at once; ``respond`` is called later with Answers or Failed. Never raises."""
