@@ -24,6 +24,9 @@ class Service(Protocol):
     def cancel(self, request_id: int, respond: Respond) -> None:
         """Forget the request that came with this ``respond``, if it has not started."""
 
+    def gone(self, respond: Respond) -> None:
+        """Cancel everything that came with ``respond``: its peer has hung up."""
+
     def counts(self, counts: m.Counts) -> None:
         """Add what a front counted by itself."""
 

@@ -164,5 +164,37 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=39):
     failure: Failure
 
 
+class Registered(msgspec.Struct, frozen=True, array_like=True, tag=64):
+    """Engine to supervisor: ``name`` is registered. To a new engine: it was; ``manifest`` b"" = load it now."""
+
+    name: str
+    url: str
+    manifest: bytes = b""
+    size_bytes: int = 0
+
+
+class Forgotten(msgspec.Struct, frozen=True, array_like=True, tag=65):
+    """Engine to supervisor: ``name`` is registered no more."""
+
+    name: str
+
+
+class Begin(msgspec.Struct, frozen=True, array_like=True, tag=66):
+    """Supervisor to engine: the registry is told, open the door."""
+
+
+class Up(msgspec.Struct, frozen=True, array_like=True, tag=67):
+    """Engine to supervisor: the door is open."""
+
+    device: str
+
+
+class Fatal(msgspec.Struct, frozen=True, array_like=True, tag=68):
+    """Engine to supervisor: going on makes no sense (the single model does not load)."""
+
+    reason: str
+
+
+Control = Registered | Forgotten | Begin | Up | Fatal
 Request = Hello | Invoke | Load | Unload | List | Describe | Cancel | Ready | Stats | Drain | Counts
 Reply = Answers | Loaded | Unloaded | Page | Description | Status | Figures | Failed

@@ -1,0 +1,198 @@
+"""The other end of a Service's socket: the front's view of the engine, the engine's view of a host child.
+
+Two connections, one for frames over ``frames.BULK_BYTES``. When the peer dies everything in flight fails with
+Restarting and the client connects again by itself; nothing is sent twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from container import log
+from container.errors import Failure, Internal, Restarting, ServingError
+from container.payload import Payload
+from container.wire import frames
+from container.wire import messages as m
+
+_log = log.get(__name__)
+_RECONNECT_S = 0.02
+_GONE = "the process that runs the models has just died and is being restarted; try again in a moment"
+
+
+class _Link(asyncio.Protocol):
+    """One of the two connections."""
+
+    def __init__(self, on_reply: Callable[[m.Reply], None], on_lost: Callable[[], None]) -> None:
+        self._on_reply = on_reply
+        self._on_lost = on_lost
+        self._reader = frames.FrameReader(frames.REPLIES)
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for reply in self._reader.feed(data):
+                self._on_reply(reply)
+        except frames.FrameError as error:
+            _log.error("closing the connection to the engine: %s", error)
+            if self.transport is not None:
+                self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self._on_lost()
+
+
+class Pending(asyncio.Future[m.Reply]):
+    """A reply that is awaited; cancelling it tells the other side that nobody waits any more."""
+
+    def __init__(self, client: Client, request_id: int) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+        self._client = client
+        self._request_id = request_id
+
+    def cancel(self, msg: object | None = None) -> bool:
+        """Cancel, and send Cancel to the other side."""
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._client._abandon(self._request_id)
+        return cancelled
+
+
+class Client:
+    """A Service at the other end of ``socket_path``; lives on one event loop."""
+
+    def __init__(self, socket_path: str, name: str) -> None:
+        self._path = socket_path
+        self._name = name
+        self._links: list[_Link] = []
+        self._pending: dict[int, Pending] = {}
+        self._ids = itertools.count(1)
+        self._connecting: asyncio.Task[None] | None = None
+        self._closed = False
+        self._generation = 0
+        self.connected = False
+        #: CLOCK_MONOTONIC seconds at which the peer was lost; None while connected or never connected yet.
+        self.lost_at: float | None = None
+
+    async def connect(self) -> None:
+        """Return once connected; from then on the client reconnects by itself after every loss."""
+        self._start_connecting()
+        if self._connecting is not None:
+            await self._connecting
+
+    def close(self) -> None:
+        """Hang up and stay away; whatever is in flight fails with Restarting."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        for link in self._links:
+            if link.transport is not None:
+                link.transport.abort()
+        self._fail_all()
+
+    async def invoke(self, model: str, payload: Payload, deadline: float) -> Payload:
+        """Return the answer of ``model``. Raises the ServingError of its Failure."""
+        (result,) = await self.invoke_all(model, [payload], deadline)
+        if isinstance(result, Failure):
+            raise ServingError.from_failure(result)
+        return result
+
+    async def invoke_all(self, model: str, payloads: list[Payload], deadline: float) -> list[Payload | Failure]:
+        """Return one result for each payload. Raises ServingError when the request failed as a whole."""
+        reply = await self._send(m.Invoke(next(self._ids), model, payloads, deadline))
+        if not isinstance(reply, m.Answers):
+            raise self._unexpected(reply)
+        return reply.results
+
+    async def call(self, request: m.Request) -> m.Reply:
+        """Return the reply to any request with an id; the client sets the id. Raises ServingError."""
+        reply = await self._send(msgspec.structs.replace(request, id=next(self._ids)))
+        if isinstance(reply, m.Failed):
+            raise ServingError.from_failure(reply.failure)
+        return reply
+
+    def counts(self, counts: m.Counts) -> None:
+        """Send ``counts``; lost when the peer is."""
+        if self.connected:
+            self._write(counts)
+
+    def _unexpected(self, reply: m.Reply) -> ServingError:
+        if isinstance(reply, m.Failed):
+            return ServingError.from_failure(reply.failure)
+        _log.error("a %s came where Answers was due", type(reply).__name__)
+        return Internal(Internal.TEXT)
+
+    def _send(self, request: m.Request) -> Pending:
+        if not self.connected:
+            raise Restarting(_GONE, retry_after_s=1.0)
+        request_id: int = request.id  # type: ignore[union-attr]
+        pending = self._pending[request_id] = Pending(self, request_id)
+        self._write(request)
+        return pending
+
+    def _write(self, request: m.Request) -> None:
+        frame = frames.encode(request)
+        transport = self._links[len(frame) > frames.BULK_BYTES].transport
+        if transport is not None:
+            transport.write(frame)
+
+    def _abandon(self, request_id: int) -> None:
+        if self._pending.pop(request_id, None) is not None and self.connected:
+            self._write(m.Cancel(request_id))
+
+    def _on_reply(self, reply: m.Reply) -> None:
+        pending = self._pending.pop(reply.id, None)
+        if pending is not None and not pending.done():
+            pending.set_result(reply)
+
+    def _on_lost(self, generation: int) -> None:
+        if generation != self._generation or not self.connected:
+            return
+        self.connected = False
+        self.lost_at = time.monotonic()
+        for link in self._links:
+            if link.transport is not None:
+                link.transport.abort()
+        self._fail_all()
+        self._start_connecting()
+
+    def _fail_all(self) -> None:
+        pending, self._pending = self._pending, {}
+        for future in pending.values():
+            if not future.done():
+                future.set_exception(Restarting(_GONE, retry_after_s=1.0))
+
+    def _start_connecting(self) -> None:
+        if not self._closed and (self._connecting is None or self._connecting.done()):
+            self._connecting = asyncio.get_running_loop().create_task(self._connect())
+
+    async def _connect(self) -> None:
+        """Try until both connections stand: the other side may still be starting."""
+        while True:
+            self._generation += 1
+            try:
+                self._links = [await self._open(bulk=False), await self._open(bulk=True)]
+            except OSError:
+                await asyncio.sleep(_RECONNECT_S)
+                continue
+            if all(link.transport is not None for link in self._links):
+                self.connected, self.lost_at = True, None
+                return
+
+    async def _open(self, *, bulk: bool) -> _Link:
+        generation = self._generation
+        loop = asyncio.get_running_loop()
+        _, link = await loop.create_unix_connection(
+            lambda: _Link(self._on_reply, lambda: self._on_lost(generation)), self._path
+        )
+        if link.transport is not None:
+            link.transport.write(frames.encode(m.Hello(self._name, bulk)))
+        return link

@@ -1,0 +1,117 @@
+"""A Service behind a Unix socket.
+
+One of the four process edges: whatever a coroutine of the service raises beyond ServingError becomes Internal for
+the peer and one traceback in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from container import log
+from container.errors import Internal, ServingError
+from container.wire import frames
+from container.wire import messages as m
+from container.wire.api import Service
+
+_log = log.get(__name__)
+
+
+class _Connection(asyncio.Protocol):
+    """One peer's connection, or its bulk twin."""
+
+    def __init__(self, service: Service, peers: dict[str, _Connection]) -> None:
+        self._service = service
+        self._peers = peers
+        self._reader = frames.FrameReader(frames.REQUESTS)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.transport: asyncio.Transport | None = None
+        self.bulk: _Connection | None = None
+        self._main: _Connection = self
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for request in self._reader.feed(data):
+                self._main._take(request, self)
+        except frames.FrameError as error:
+            _log.error("closing a connection: %s", error)
+            if self.transport is not None:
+                self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._main is self:
+            self._service.gone(self.reply)
+            for task in self._tasks:
+                task.cancel()
+        self._main.bulk = None
+        self.transport = None
+
+    def reply(self, reply: m.Reply) -> None:
+        """Send ``reply`` to the peer, on its bulk connection if it is large; a peer that is gone gets nothing."""
+        frame = frames.encode(reply)
+        transport = self.transport
+        if len(frame) > frames.BULK_BYTES and self.bulk is not None and self.bulk.transport is not None:
+            transport = self.bulk.transport
+        if transport is not None:
+            transport.write(frame)
+
+    def _take(self, request: m.Request, origin: _Connection) -> None:
+        match request:
+            case m.Invoke():
+                self._service.invoke(request, self.reply)
+            case m.Cancel():
+                self._service.cancel(request.id, self.reply)
+            case m.Counts():
+                self._service.counts(request)
+            case m.Hello():
+                origin._greet(request)
+            case m.Load():
+                self._spawn(self._service.load(request), request.id)
+            case m.Unload():
+                self._spawn(self._service.unload(request), request.id)
+            case m.List():
+                self._spawn(self._service.list(request), request.id)
+            case m.Describe():
+                self._spawn(self._service.describe(request), request.id)
+            case m.Ready():
+                self._spawn(self._service.ready(request), request.id)
+            case m.Stats():
+                self._spawn(self._service.stats(request), request.id)
+            case m.Drain():
+                self._spawn(self._service.drain(request), request.id)
+
+    def _greet(self, hello: m.Hello) -> None:
+        if not hello.bulk:
+            self._peers[hello.client] = self
+        elif (main := self._peers.get(hello.client)) is not None:
+            self._main, main.bulk = main, self
+
+    def _spawn(self, work: Coroutine[Any, Any, m.Reply], request_id: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._answer(work, request_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, work: Coroutine[Any, Any, m.Reply], request_id: int) -> None:
+        try:
+            reply = await work
+        except ServingError as error:
+            reply = m.Failed(request_id, error.to_failure())
+        except Exception:  # noqa: BLE001 - the edge of the process: nothing unforeseen may reach the peer as it is
+            _log.exception("request %d failed in a way nobody foresaw", request_id)
+            reply = m.Failed(request_id, Internal(Internal.TEXT).to_failure())
+        self.reply(reply)
+
+
+async def serve(service: Service, path: Path) -> asyncio.Server:
+    """Listen on the Unix socket ``path`` (mode 0600), an old one in its place is removed; return the server."""
+    path.unlink(missing_ok=True)
+    peers: dict[str, _Connection] = {}
+    server = await asyncio.get_running_loop().create_unix_server(lambda: _Connection(service, peers), str(path))
+    path.chmod(0o600)
+    return server
