@@ -19,7 +19,7 @@ class Service(Protocol):
     """What a process offers over its socket. A coroutine may raise ServingError; it is sent as Failed."""
 
     def invoke(self, request: m.Invoke, respond: Respond) -> None:
-        """Queue ``request`` and return at once; ``respond`` is called later with Answers or Failed. Never raises."""
+        """Queue ``request`` and return at once; ``respond`` is called later with an Answer. Never raises."""
 
     def cancel(self, request_id: int, respond: Respond) -> None:
         """Forget the request that came with this ``respond``, if it has not started."""

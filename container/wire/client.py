@@ -21,7 +21,19 @@ from container.wire import messages as m
 
 _log = log.get(__name__)
 _RECONNECT_S = 0.02
-_GONE = "the process that runs the models has just died and is being restarted; try again in a moment"
+_GONE = Restarting(
+    "the process that runs the models has just died and is being restarted; try again in a moment", retry_after_s=1.0
+).to_failure()
+
+
+def _failure_of(reply: m.Reply) -> Failure:
+    """Return why there is no answer in ``reply``."""
+    if isinstance(reply, m.Failed):
+        return reply.failure
+    if isinstance(reply, m.Answer) and isinstance(reply.result, Failure):
+        return reply.result
+    _log.error("a %s came where an Answer was due", type(reply).__name__)
+    return Internal(Internal.TEXT).to_failure()
 
 
 class _Link(asyncio.Protocol):
@@ -53,17 +65,21 @@ class _Link(asyncio.Protocol):
 class Pending(asyncio.Future[m.Reply]):
     """A reply that is awaited; cancelling it tells the other side that nobody waits any more."""
 
-    def __init__(self, client: Client, request_id: int) -> None:
+    def __init__(self, abandon: Callable[[], None]) -> None:
         super().__init__(loop=asyncio.get_running_loop())
-        self._client = client
-        self._request_id = request_id
+        self._abandon = abandon
 
     def cancel(self, msg: object | None = None) -> bool:
         """Cancel, and send Cancel to the other side."""
         cancelled = super().cancel(msg)
         if cancelled:
-            self._client._abandon(self._request_id)
+            self._abandon()
         return cancelled
+
+    def resolve(self, reply: m.Reply) -> None:
+        """Set the reply, unless the awaiting side has given up."""
+        if not self.done():
+            self.set_result(reply)
 
 
 class Client:
@@ -73,7 +89,7 @@ class Client:
         self._path = socket_path
         self._name = name
         self._links: list[_Link] = []
-        self._pending: dict[int, Pending] = {}
+        self._pending: dict[int, Callable[[m.Reply], None]] = {}
         self._ids = itertools.count(1)
         self._connecting: asyncio.Task[None] | None = None
         self._closed = False
@@ -100,43 +116,47 @@ class Client:
 
     async def invoke(self, model: str, payload: Payload, deadline: float) -> Payload:
         """Return the answer of ``model``. Raises the ServingError of its Failure."""
-        (result,) = await self.invoke_all(model, [payload], deadline)
-        if isinstance(result, Failure):
-            raise ServingError.from_failure(result)
-        return result
-
-    async def invoke_all(self, model: str, payloads: list[Payload], deadline: float) -> list[Payload | Failure]:
-        """Return one result for each payload. Raises ServingError when the request failed as a whole."""
-        reply = await self._send(m.Invoke(next(self._ids), model, payloads, deadline))
-        if not isinstance(reply, m.Answers):
-            raise self._unexpected(reply)
-        return reply.results
+        reply = await self._future(m.Invoke(next(self._ids), model, payload, deadline))
+        if isinstance(reply, m.Answer) and isinstance(reply.result, Payload):
+            return reply.result
+        raise ServingError.from_failure(_failure_of(reply))
 
     async def call(self, request: m.Request) -> m.Reply:
         """Return the reply to any request with an id; the client sets the id. Raises ServingError."""
-        reply = await self._send(msgspec.structs.replace(request, id=next(self._ids)))
+        reply = await self._future(msgspec.structs.replace(request, id=next(self._ids)))
         if isinstance(reply, m.Failed):
             raise ServingError.from_failure(reply.failure)
         return reply
+
+    def forward(
+        self, model: str, payload: Payload, deadline: float, on_result: Callable[[Payload | Failure], None]
+    ) -> Callable[[], None]:
+        """Invoke without a future: ``on_result`` is called once, also when the peer dies; returns what cancels it."""
+        request_id = next(self._ids)
+
+        def resolve(reply: m.Reply) -> None:
+            on_result(reply.result if isinstance(reply, m.Answer) else _failure_of(reply))
+
+        self._send(m.Invoke(request_id, model, payload, deadline), request_id, resolve)
+        return lambda: self._abandon(request_id)
 
     def counts(self, counts: m.Counts) -> None:
         """Send ``counts``; lost when the peer is."""
         if self.connected:
             self._write(counts)
 
-    def _unexpected(self, reply: m.Reply) -> ServingError:
-        if isinstance(reply, m.Failed):
-            return ServingError.from_failure(reply.failure)
-        _log.error("a %s came where Answers was due", type(reply).__name__)
-        return Internal(Internal.TEXT)
-
-    def _send(self, request: m.Request) -> Pending:
-        if not self.connected:
-            raise Restarting(_GONE, retry_after_s=1.0)
+    def _future(self, request: m.Request) -> Pending:
         request_id: int = request.id  # type: ignore[union-attr]
-        pending = self._pending[request_id] = Pending(self, request_id)
-        self._write(request)
+        pending = Pending(lambda: self._abandon(request_id))
+        self._send(request, request_id, pending.resolve)
         return pending
+
+    def _send(self, request: m.Request, request_id: int, resolve: Callable[[m.Reply], None]) -> None:
+        if self.connected:
+            self._pending[request_id] = resolve
+            self._write(request)
+        else:
+            resolve(m.Failed(request_id, _GONE))
 
     def _write(self, request: m.Request) -> None:
         frame = frames.encode(request)
@@ -149,9 +169,9 @@ class Client:
             self._write(m.Cancel(request_id))
 
     def _on_reply(self, reply: m.Reply) -> None:
-        pending = self._pending.pop(reply.id, None)
-        if pending is not None and not pending.done():
-            pending.set_result(reply)
+        resolve = self._pending.pop(reply.id, None)
+        if resolve is not None:
+            resolve(reply)
 
     def _on_lost(self, generation: int) -> None:
         if generation != self._generation or not self.connected:
@@ -166,9 +186,8 @@ class Client:
 
     def _fail_all(self) -> None:
         pending, self._pending = self._pending, {}
-        for future in pending.values():
-            if not future.done():
-                future.set_exception(Restarting(_GONE, retry_after_s=1.0))
+        for request_id, resolve in pending.items():
+            resolve(m.Failed(request_id, _GONE))
 
     def _start_connecting(self) -> None:
         if not self._closed and (self._connecting is None or self._connecting.done()):

@@ -20,11 +20,11 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
 
 
 class Invoke(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Answer each payload with ``model`` ("" = the single model). Reply: Answers."""
+    """Answer ``payload`` with ``model`` ("" = the single model) before ``deadline``. Reply: Answer."""
 
     id: int
     model: str
-    payloads: list[Payload]
+    payload: Payload
     deadline: float
 
 
@@ -89,11 +89,11 @@ class Counts(msgspec.Struct, frozen=True, array_like=True, tag=10):
     requests: list[tuple[str, int, int]]
 
 
-class Answers(msgspec.Struct, frozen=True, array_like=True, tag=32):
-    """One result for each payload of an Invoke, in order."""
+class Answer(msgspec.Struct, frozen=True, array_like=True, tag=32):
+    """What came of an Invoke."""
 
     id: int
-    results: list[Payload | Failure]
+    result: Payload | Failure
 
 
 class Loaded(msgspec.Struct, frozen=True, array_like=True, tag=33):
@@ -197,4 +197,4 @@ class Fatal(msgspec.Struct, frozen=True, array_like=True, tag=68):
 
 Control = Registered | Forgotten | Begin | Up | Fatal
 Request = Hello | Invoke | Load | Unload | List | Describe | Cancel | Ready | Stats | Drain | Counts
-Reply = Answers | Loaded | Unloaded | Page | Description | Status | Figures | Failed
+Reply = Answer | Loaded | Unloaded | Page | Description | Status | Figures | Failed

@@ -29,9 +29,9 @@ class Echo:
         if request.model == "never_answers":
             self.held.append((request, respond))
         elif request.model == "refuses":
-            respond(m.Answers(request.id, [Failure("model.not_found", "no such model")]))
+            respond(m.Answer(request.id, Failure("model.not_found", "no such model")))
         else:
-            respond(m.Answers(request.id, list(request.payloads)))
+            respond(m.Answer(request.id, request.payload))
 
     def cancel(self, request_id: int, respond: Respond) -> None:
         self.cancelled.append(request_id)
