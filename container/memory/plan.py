@@ -1,0 +1,218 @@
+"""Which models give way so that another can rise: a pure function of the ledger.
+
+    make_room(ledger, DEVICE, "cats") -> [Demote("dogs", DEVICE, DISK), Reserve("cats", DEVICE, 98 MiB)]
+
+Two laws hold for every policy: a model that is held, pinned or on its way is never chosen; and no chosen model can be
+left out (each one's bytes are needed). Idle models go before models with queued work, and those only for an asker that
+has waited longer than they have. Among the idle ones an ordering function decides: ``lru``, or ``greedy_dual``.
+
+When nothing can be done at once, three refusals are told apart: ``LargerThanTier`` (never, whatever sinks), ``Wait``
+(once work in flight ends), ``NoRoom`` (held by pins, or by a policy that forbids sinking).
+
+Does not cover: the order in which askers are served, time, and whether bytes already leaving really go (the keeper's);
+memory that models use beyond their weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+from container.errors import LargerThanTier, NoRoom
+from container.memory.ledger import Entry, Ledger, Tier
+
+
+class Demote(NamedTuple):
+    """Give up the place of ``name`` on ``source``; ``target`` is where it still lies then (its bytes are there)."""
+
+    name: str
+    source: Tier
+    target: Tier
+
+
+class Reserve(NamedTuple):
+    """Reserve ``bytes`` (what is missing) for ``name`` on ``tier``; the bytes of the Demotes must be gone by then."""
+
+    name: str
+    tier: Tier
+    bytes: int
+
+
+Step = Demote | Reserve
+Policy = Literal["sink", "platform"]
+#: Smaller goes first: (entry, its bytes) -> sort key. Ties are broken by name, so that a plan is reproducible.
+Order = Callable[[Entry, int], float]
+
+
+class Wait(Exception):
+    """Nothing to do now; it would fit once what is named in ``for_`` is over. Plan again when the ledger changes."""
+
+    def __init__(self, needed_bytes: int, for_: Iterable[str]) -> None:
+        self.needed_bytes = needed_bytes
+        self.for_ = frozenset(for_)
+        super().__init__(f"{needed_bytes} bytes would be free once these are idle or gone: {sorted(self.for_)}")
+
+
+def lru(entry: Entry, nbytes: int) -> float:
+    """Least recently used first."""
+    return entry.used_at
+
+
+def greedy_dual(entry: Entry, nbytes: int) -> float:
+    """Least (frequency x cost of rising / bytes) first, aged by the value of what went before.
+
+    Source: Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy", 1998.
+    """
+    return entry.value(nbytes)
+
+
+ORDERS: dict[str, Order] = {"lru": lru, "greedy_dual": greedy_dual}
+
+
+def make_room(
+    ledger: Ledger, tier: Tier, want: str | int, *, order: Order = lru, policy: Policy = "sink"
+) -> list[Step]:
+    """Return the steps after which ``want`` has its room on ``tier``; nothing is changed.
+
+    want: the name of a registered model (the last step is its Reserve; [] if it is there already), or a number of
+    bytes that shall be free (only Demotes). Raises LargerThanTier, NoRoom (messages for the caller) or Wait.
+    """
+    name = want if isinstance(want, str) else ""
+    if name and (name in ledger.used_by(tier) or name in ledger.reserved_by(tier)):
+        return []
+    segments = ledger.segments(name) if name else {}
+    total = sum(segments.values()) if name else int(want)
+    sums = ledger.figures(tier)
+    if total > sums.limit:
+        raise LargerThanTier(_larger(name, total, sums.limit, tier))
+    missing = ledger.missing_bytes(name, tier) if name else total
+    last: list[Step] = [Reserve(name, tier, missing)] if name else []
+    if name and name in ledger.leaving(tier):
+        raise Wait(missing, [name])
+    short = missing - sums.free + sums.over
+    if short <= 0:
+        return last
+    if short <= sums.leaving:  # enough is on its way out: evicting more would empty the tier twice
+        raise Wait(missing, ledger.leaving(tier))
+    if policy == "platform":
+        raise NoRoom(_no_room(name, missing, sums.free, tier, "BERTH_EVICTION=platform forbids sinking others"))
+    short -= sums.leaving
+    keep = frozenset(segments)
+    idle, queued, busy = _candidates(ledger, tier, name, order)
+    for group in (idle, idle + queued):
+        victims = _choose(ledger, tier, group, short, keep)
+        if victims is not None:
+            return [Demote(v, tier, _below(ledger, v, tier)) for v in victims] + last
+    if _choose(ledger, tier, idle + queued + busy, short, keep) is not None:
+        raise Wait(missing, {*busy, *ledger.leaving(tier)})
+    raise NoRoom(_no_room(name, missing, sums.free, tier, "the rest is held by pinned models"))
+
+
+def idle_models(ledger: Ledger, tier: Tier, *, order: Order = lru) -> list[Demote]:
+    """Return a Demote for every model that may sink now: what a real out-of-memory error is answered with."""
+    idle, _, _ = _candidates(ledger, tier, "", order)
+    return [Demote(name, tier, _below(ledger, name, tier)) for name in idle]
+
+
+def _candidates(ledger: Ledger, tier: Tier, asker: str, order: Order) -> tuple[list[str], list[str], list[str]]:
+    """Return (idle, queued but younger than the asker's wait, busy for now), each in the order they would go."""
+    since = ledger.entry(asker).queued_since if asker else None
+    idle: list[tuple[float, str]] = []
+    queued: list[tuple[float, str]] = []
+    busy: list[str] = sorted(name for name in ledger.reserved_by(tier) if not ledger.entry(name).pinned)
+    for name in ledger.used_by(tier):
+        entry = ledger.entry(name)
+        if entry.pinned or name == asker:
+            continue
+        if entry.holds:
+            busy.append(name)
+        elif entry.queued_since is None:
+            idle.append((order(entry, ledger.bytes(name)), name))
+        elif since is not None and entry.queued_since > since:
+            queued.append((-entry.queued_since, name))  # who has waited least goes first
+        else:
+            busy.append(name)
+    return [name for _, name in sorted(idle)], [name for _, name in sorted(queued)], sorted(busy)
+
+
+def _choose(ledger: Ledger, tier: Tier, order: list[str], short: int, keep: frozenset[str]) -> list[str] | None:
+    """Return the fewest of ``order`` from its start whose going frees ``short`` bytes, or None.
+
+    A segment is freed with its last user; one in ``keep`` is wanted by the asker and never is.
+    """
+    chosen: list[str] = []
+    left = short
+    users: dict[str, int] = {}
+    for name in order:
+        if left <= 0:
+            break
+        chosen.append(name)
+        left -= _freed(ledger, tier, name, users, keep)
+    if left > 0:
+        return None
+    for name in reversed(chosen):  # the last ones may be large enough to spare earlier ones, the youngest first
+        back = _unfreed(ledger, tier, name, users, keep)
+        if left + back <= 0:
+            left += back
+            chosen.remove(name)
+        else:
+            _freed(ledger, tier, name, users, keep)
+    return chosen
+
+
+def _freed(ledger: Ledger, tier: Tier, name: str, users: dict[str, int], keep: frozenset[str]) -> int:
+    """Take ``name`` out of ``users`` (segment -> users left); return the bytes of segments nobody uses then."""
+    freed = 0
+    for segment in ledger.entry(name).segments:
+        users[segment] = users.get(segment, len(ledger.users(segment, tier))) - 1
+        if users[segment] == 0 and segment not in keep:
+            freed += ledger.placed_bytes(segment, tier)
+    return freed
+
+
+def _unfreed(ledger: Ledger, tier: Tier, name: str, users: dict[str, int], keep: frozenset[str]) -> int:
+    """Undo ``_freed``; return the bytes that are not freed then."""
+    back = 0
+    for segment in ledger.entry(name).segments:
+        if users[segment] == 0 and segment not in keep:
+            back += ledger.placed_bytes(segment, tier)
+        users[segment] += 1
+    return back
+
+
+def _below(ledger: Ledger, name: str, tier: Tier) -> Tier:
+    """Return the fastest tier under ``tier`` that holds the bytes of ``name`` already; at the least the disk does."""
+    below = ledger.tiers[ledger.tiers.index(tier) + 1 :]
+    return next((lower for lower in below if name in ledger.used_by(lower)), Tier.DISK)
+
+
+def _size(nbytes: int) -> str:
+    """Return bytes as people read them: "98.0 MiB"."""
+    size, unit = float(nbytes), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{nbytes} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def _setting(tier: Tier) -> str:
+    return "BERTH_MEMORY_LIMIT" if tier is Tier.DEVICE else "BERTH_HOST_MEMORY_LIMIT"
+
+
+def _subject(name: str) -> str:
+    return f"model {name!r}" if name else "the request"
+
+
+def _larger(name: str, total: int, limit: int, tier: Tier) -> str:
+    return (
+        f"{_subject(name)} needs {_size(total)} and the limit of the {tier.value} tier is {_size(limit)}: it "
+        f"can never fit, whatever else is unloaded; raise {_setting(tier)} to at least {total} bytes, or serve it in a smaller dtype"
+    )
+
+
+def _no_room(name: str, missing: int, free: int, tier: Tier, why: str) -> str:
+    return (
+        f"{_subject(name)} needs {_size(missing)} on the {tier.value} tier, {_size(free)} are free, and {why}; "
+        f"unload a model or raise {_setting(tier)}"
+    )
