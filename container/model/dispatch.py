@@ -1,0 +1,159 @@
+"""Queues of models that can run now, and the one place that gives them lanes.
+
+The same dispatcher serves the engine (our own handlers) and a host child (authors' code). It lives on one event loop:
+only ``lanes`` are threads. Does not cover: names, memory, who may be called (``engine/engine``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from container.errors import Failure
+from container.handler import Handler
+from container.model import pipeline, queues
+from container.model.lanes import Job, Lanes, Results
+from container.payload import Payload
+
+#: Units of ``Handler.size`` in one run; tokens for texts. About what keeps two cores busy without hurting the tail.
+BUDGET = 4096
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One request on its way; ``settle`` is called exactly once unless the ticket is dropped first."""
+
+    payload: Payload
+    settle: Callable[[Payload | Failure], None]
+    arrived_s: float
+    dropped: bool = False
+
+
+@dataclass(slots=True)
+class _Station:
+    """A model that can run: its handler and what waits for it."""
+
+    name: str
+    handler: Handler
+    max_items: int
+    max_delay_s: float
+    queue: deque[Ticket] = field(default_factory=deque)
+    running: int = 0
+    #: Expected seconds for one request, smoothed over the last batches.
+    item_s: float = 0.01
+
+
+class Dispatcher:
+    """Gives waiting models their turn on the lanes."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+        self._stations: dict[str, _Station] = {}
+        self._waiting: dict[str, _Station] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        #: Called with a model's name when nothing of it waits or runs any more.
+        self.on_idle: Callable[[str], None] = lambda name: None
+        lanes.on_free = self.pump
+
+    def open(self, name: str, handler: Handler, max_items: int = 32, max_delay_ms: int = 0) -> None:
+        """Accept requests for ``name``."""
+        self._stations[name] = _Station(name, handler, max_items, max_delay_ms / 1000)
+
+    def close(self, name: str) -> None:
+        """Accept no more requests for ``name``; the caller has made sure that none waits or runs."""
+        self._stations.pop(name, None)
+        self._waiting.pop(name, None)
+
+    def submit(self, name: str, ticket: Ticket) -> None:
+        """Queue ``ticket``; it starts in this call if a lane is free."""
+        station = self._stations[name]
+        station.queue.append(ticket)
+        self._waiting[name] = station
+        self.pump()
+
+    def busy(self, name: str) -> bool:
+        """Return whether anything of ``name`` waits or runs."""
+        station = self._stations.get(name)
+        return station is not None and bool(station.running or station.queue)
+
+    def pump(self) -> None:
+        """Start whatever can start. Paused jobs take turns with new batches."""
+        while self._lanes.free:
+            resumed = self._lanes.resume()
+            station = self._next() if self._lanes.free else None
+            if station is not None:
+                self._start(station)
+            elif not resumed:
+                break
+        self._lanes.contended = any(self._may_start(station) for station in self._waiting.values())
+
+    def _next(self) -> _Station | None:
+        if len(self._waiting) == 1:  # by far the commonest case; nothing to weigh
+            (station,) = self._waiting.values()
+            return station if self._may_start(station) else None
+        now = time.monotonic()
+        name = queues.next_model(
+            queues.Candidate(
+                station.name,
+                len(station.queue),
+                now - station.queue[0].arrived_s,
+                station.item_s * min(len(station.queue), station.max_items),
+            )
+            for station in self._waiting.values()
+            if self._may_start(station)
+        )
+        return self._stations[name] if name is not None else None
+
+    def _may_start(self, station: _Station) -> bool:
+        if not station.queue or (station.running and not station.handler.reentrant):
+            return False
+        if station.max_delay_s and len(station.queue) < station.max_items:
+            wait_s = station.queue[0].arrived_s + station.max_delay_s - time.monotonic()
+            if wait_s > 0:
+                self._wake_in(wait_s)
+                return False
+        return True
+
+    def _wake_in(self, wait_s: float) -> None:
+        """Look again when the first batch that waits for company has waited long enough."""
+        loop = asyncio.get_running_loop()
+        if (
+            self._alarm is None
+            or self._alarm.cancelled()
+            or not loop.time() < self._alarm.when() < loop.time() + wait_s
+        ):
+            self._alarm = loop.call_later(wait_s, self.pump)
+
+    def _start(self, station: _Station) -> None:
+        waiting = station.queue
+        size = queues.next_batch(len(waiting), station.max_items, self._lanes.free, station.handler.reentrant)
+        tickets = [ticket for ticket in (waiting.popleft() for _ in range(size)) if not ticket.dropped]
+        if not waiting:
+            self._waiting.pop(station.name, None)
+        if not tickets:
+            self._settle_idle(station)
+            return
+        station.running += 1
+
+        def on_results(results: Results) -> None:
+            for index, result in results:
+                ticket = tickets[index]
+                if not ticket.dropped:
+                    ticket.dropped = True
+                    ticket.settle(result)
+
+        def on_done(busy_s: float) -> None:
+            station.running -= 1
+            station.item_s += 0.2 * (busy_s / len(tickets) - station.item_s)
+            self._settle_idle(station)
+
+        payloads = [ticket.payload for ticket in tickets]
+        steps = pipeline.answer(station.handler, payloads, BUDGET, station.max_items)
+        self._lanes.start(Job(station.name, steps, len(tickets), on_results, on_done))
+
+    def _settle_idle(self, station: _Station) -> None:
+        if not station.queue and not station.running:
+            self.on_idle(station.name)

@@ -1,0 +1,126 @@
+"""Threads that run batches on the device.
+
+A lane advances a job until it is done, or hands it back between two steps when others wait (long generation). What a
+job yields is reported on the event loop. The lane is the loop edge of the process: a bug in our own pipeline must end
+the job, never the lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from container import log
+from container.errors import Failure, Internal
+from container.payload import Payload
+
+_log = log.get(__name__)
+
+#: How long a job may hold a lane while others wait, in seconds; looked at between its steps.
+SLICE_S = 0.02
+
+Results = list[tuple[int, Payload | Failure]]
+
+
+@dataclass(slots=True)
+class Job:
+    """One batch of one model on its way through a lane.
+
+    steps: yields results as they are ready and None between steps. count: how many results are due in all.
+    on_results / on_done: called on the event loop; on_done gets the seconds spent in lanes.
+    """
+
+    model: str
+    steps: Iterator[Results | None]
+    count: int
+    on_results: Callable[[Results], None]
+    on_done: Callable[[float], None]
+    busy_s: float = 0.0
+    given: int = 0
+
+
+class Lanes:
+    """``count`` threads; all methods are called on the event loop that made it."""
+
+    def __init__(self, count: int, tune: Callable[[int], None] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._paused: list[Job] = []
+        self._tune = tune
+        self._busy = 0
+        self.count = count
+        #: Set by the owner: more work is ready than there are lanes; running jobs give way between steps.
+        self.contended = False
+        #: Called whenever a lane has become free.
+        self.on_free: Callable[[], None] = lambda: None
+        for number in range(count):
+            threading.Thread(target=self._run, name=f"lane-{number}", daemon=True).start()
+
+    @property
+    def free(self) -> int:
+        """Lanes that would start a job at once."""
+        return max(0, self.count - self._busy)
+
+    @property
+    def busy(self) -> int:
+        """Lanes that are computing."""
+        return self._busy
+
+    def start(self, job: Job) -> None:
+        """Run ``job`` on a free lane."""
+        self._busy += 1
+        self._jobs.put(job)
+
+    def resume(self) -> bool:
+        """Put the oldest paused job back on a lane; False when there is none."""
+        if not self._paused:
+            return False
+        self.start(self._paused.pop(0))
+        return True
+
+    def close(self) -> None:
+        """Let the threads end once they are free."""
+        for _ in range(self.count):
+            self._jobs.put(None)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if self._tune is not None:
+                self._tune(self._busy)
+            started = time.perf_counter()
+            results, paused = self._advance(job, started)
+            job.busy_s += time.perf_counter() - started
+            try:
+                self._loop.call_soon_threadsafe(self._back, job, results, paused)
+            except RuntimeError:  # the loop has closed: the process is going down
+                return
+
+    def _advance(self, job: Job, started: float) -> tuple[Results, bool]:
+        """Return the results not reported yet, and whether the job only made way."""
+        try:
+            for results in job.steps:
+                if results:
+                    job.given += len(results)
+                    if job.given >= job.count:
+                        job.steps.close()  # type: ignore[attr-defined]
+                        return results, False
+                    self._loop.call_soon_threadsafe(job.on_results, results)
+                if self.contended and time.perf_counter() - started > SLICE_S:
+                    return [], True
+        except Exception:  # noqa: BLE001 - the loop edge of the process: the lane must outlive a bug of ours
+            _log.exception("a batch of %s failed in a way nobody foresaw", job.model)
+        failure = Internal(Internal.TEXT).to_failure()
+        return [(index, failure) for index in range(job.count)], False
+
+    def _back(self, job: Job, results: Results, paused: bool) -> None:
+        self._busy -= 1
+        if paused:
+            self._paused.append(job)
+        else:
+            job.on_results(results)  # before on_done, so that "idle" means answered, too
+            job.on_done(job.busy_s)
+        self.on_free()

@@ -1,0 +1,47 @@
+"""Which model runs next, and what of its queue: pure decisions over plain numbers.
+
+Does not cover: threads, clocks, how a batch is cut into runs once sizes are known (``model/batches``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+#: A request that has waited this long goes before any gain in throughput, so that no model starves.
+STARVING_S = 2.0
+
+
+class Candidate(NamedTuple):
+    """A model with waiting requests. ``oldest_s``: age of its oldest; ``run_s``: expected time of its next batch."""
+
+    name: str
+    queued: int
+    oldest_s: float
+    run_s: float
+
+
+def next_model(candidates: Iterable[Candidate]) -> str | None:
+    """Return the model to run now: the most (queued work x urgency) per run time, the oldest once one starves."""
+    best: Candidate | None = None
+    best_score = -1.0
+    starving: Candidate | None = None
+    for candidate in candidates:
+        if candidate.oldest_s >= STARVING_S and (starving is None or candidate.oldest_s > starving.oldest_s):
+            starving = candidate
+        score = candidate.queued * (1.0 + candidate.oldest_s / STARVING_S) / max(candidate.run_s, 1e-4)
+        if score > best_score:
+            best, best_score = candidate, score
+    chosen = starving or best
+    return chosen.name if chosen is not None else None
+
+
+def next_batch(queued: int, max_items: int, lanes_free: int, share: bool) -> int:
+    """Return how many of ``queued`` requests the next run takes.
+
+    Work-conserving: everything that waits, up to ``max_items``. When the model may run on several lanes at once
+    (``share``), the free lanes divide what waits, so that none idles beside a full one.
+    """
+    if share and lanes_free > 1:
+        queued = -(-queued // lanes_free)
+    return min(queued, max_items)
