@@ -1,0 +1,96 @@
+"""A server as the kernel sees it: which processes it is, their CPU time, their memory.
+
+Processes are found by a marker in their environment or by their parent, because servers re-parent (multi-model-server's
+launcher leaves its Java process to init) and start sessions of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+MARKER = "BENCH_RUN_ID"
+_TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
+
+
+def tree(marker: str) -> list[int]:
+    """Return the living processes started under ``MARKER=marker`` and their descendants, sorted."""
+    wanted = f"{MARKER}={marker}".encode()
+    parents: dict[int, int] = {}
+    found: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = _stat(int(entry.name))
+            if fields[0] == "Z":
+                continue
+            parents[int(entry.name)] = int(fields[1])
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.add(int(entry.name))
+        except OSError:
+            continue  # gone meanwhile, or not ours to read
+    grown = True
+    while grown:
+        more = {pid for pid, parent in parents.items() if parent in found} - found
+        grown = bool(more)
+        found |= more
+    return sorted(found)
+
+
+def _stat(pid: int) -> list[str]:
+    """Return /proc/PID/stat from the state on; the name before it may hold spaces and brackets."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """Return user and system seconds of ``pids`` so far; those that are gone count nothing."""
+    total = 0
+    for pid in pids:
+        try:
+            fields = _stat(pid)
+        except OSError:
+            continue
+        total += int(fields[11]) + int(fields[12])
+    return total * _TICK_S
+
+
+def machine_busy_seconds() -> float:
+    """Return CPU seconds of everything on the machine so far, time stolen by the hypervisor included."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(
+        int, Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq + steal) * _TICK_S
+
+
+def pss_bytes(pids: list[int]) -> int:
+    """Return the proportional set size of ``pids`` together (/proc/PID/smaps_rollup)."""
+    total = 0
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            continue
+        total += next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0) * 1024
+    return total
+
+
+def end(root: int, marker: str, patience_s: float = 30.0) -> None:
+    """End what runs under ``marker``: SIGTERM to ``root``, then by pid whatever is left after ``patience_s``."""
+    _signal(root, signal.SIGTERM)
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        if not tree(marker):
+            return
+        time.sleep(0.1)
+    for pid in tree(marker):
+        _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
