@@ -207,7 +207,8 @@ def _subject(name: str) -> str:
 def _larger(name: str, total: int, limit: int, tier: Tier) -> str:
     return (
         f"{_subject(name)} needs {_size(total)} and the limit of the {tier.value} tier is {_size(limit)}: it "
-        f"can never fit, whatever else is unloaded; raise {_setting(tier)} to at least {total} bytes, or serve it in a smaller dtype"
+        f"can never fit, whatever else is unloaded; raise {_setting(tier)} to at least "
+        f"{total} bytes, or serve it in a smaller dtype"
     )
 
 

@@ -1,0 +1,85 @@
+"""Carries out what ``memory/plan`` decides: makes room, one model sinking after the other, and waits where told to.
+
+Lives on the engine's event loop and is the ledger's only writer. Does not cover: how a model's bytes move (the engine
+hands in ``sink``), which model gives way (``plan``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from container import log
+from container.errors import MemoryBusy
+from container.memory import plan
+from container.memory.ledger import Ledger, Tier
+
+_log = log.get(__name__)
+
+
+class Keeper:
+    """The doing side of the memory; one for a device."""
+
+    def __init__(self, ledger: Ledger, sink: Callable[[str], Awaitable[None]], policy: plan.Policy) -> None:
+        self.ledger = ledger
+        self._sink = sink
+        self._policy: plan.Policy = policy
+        self._changed: asyncio.Event = asyncio.Event()
+        self.demotions = 0
+
+    async def reserve(self, name: str, deadline_s: float) -> None:
+        """Reserve the device bytes of ``name``, sinking idle models as planned.
+
+        Raises LargerThanTier or NoRoom at once, MemoryBusy when work in flight kept the bytes until ``deadline_s``.
+        """
+        while True:
+            self._changed.clear()
+            try:
+                steps = plan.make_room(self.ledger, Tier.DEVICE, name, policy=self._policy)
+            except plan.Wait as wait:
+                await self._wait(deadline_s, name, wait)
+                continue
+            demotions = [step for step in steps if isinstance(step, plan.Demote)]
+            if not demotions:
+                self.ledger.reserve(name, Tier.DEVICE)
+                return
+            await self._carry_out(demotions)
+
+    async def fit(self) -> None:
+        """Sink idle models while measured bytes are over the limit; what is held may keep the tier over it."""
+        while (over := self.ledger.figures(Tier.DEVICE).over) > 0:
+            demotions = plan.idle_models(self.ledger, Tier.DEVICE)[:1]
+            if not demotions:
+                _log.warning("models take %d bytes over the limit and all of them are in use", over)
+                return
+            await self._carry_out(demotions)
+
+    async def sink_idle(self) -> int:
+        """Sink every idle model: what a real out-of-memory error is answered with. Return how many sank."""
+        demotions = plan.idle_models(self.ledger, Tier.DEVICE)
+        await self._carry_out(demotions)
+        return len(demotions)
+
+    def changed(self) -> None:
+        """Something ended that a plan may have waited for."""
+        self._changed.set()
+
+    async def _carry_out(self, demotions: list[plan.Demote]) -> None:
+        for step in demotions:
+            entry = self.ledger.entry(step.name) if step.name in self.ledger else None
+            if entry is None or entry.holds or step.name not in self.ledger.used_by(Tier.DEVICE):
+                continue  # called, unloaded or sunk since the plan was made; the next plan will see
+            self.demotions += 1
+            await self._sink(step.name)
+
+    async def _wait(self, deadline_s: float, name: str, wait: plan.Wait) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+                await self._changed.wait()
+        except TimeoutError:
+            raise MemoryBusy(
+                f"model {name!r} needs {wait.needed_bytes} bytes that {len(wait.for_)} other models held with "
+                "requests in flight until this one's time was up; try again, or raise BERTH_MEMORY_LIMIT",
+                retry_after_s=1.0,
+            ) from None

@@ -1,0 +1,241 @@
+"""The weights of a checkpoint as a mapping from name to tensor, served in place from the mapped file.
+
+    open_weights(folder) ──> WeightMap ──close──> (nothing mapped) ──open──> WeightMap, the same object
+
+A WeightMap is handed to a handler once and lives as long as the model is registered: sinking closes it, rising opens it
+again, and what a closed one remembers is its paths. No descriptor stays open; each file is one private mapping, which
+goes with the last tensor on it. A stray write changes a private page of this process, never the file; an overwritten
+or truncated file does change what is mapped (or kills with SIGBUS), hence ``check`` before each batch.
+
+Copied instead of mapped: what is served in another dtype, and tensors that a careless writer put at an odd address.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from container.errors import BadArchive
+from container.memory.sizes import Checkpoint, TensorInfo, find_checkpoint, read_header, serving_dtype
+from container.memory.tiers import pack
+
+#: safetensors dtype -> torch dtype
+TORCH: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "C64": torch.complex64,
+}
+_STORED = {torch_dtype: name for name, torch_dtype in TORCH.items()}
+_MADV_WILLNEED = 3
+_libc = ctypes.CDLL(None, use_errno=True)
+
+#: (device, inode, size, mtime in ns)
+Identity = tuple[int, int, int, int]
+
+
+class WeightsChanged(Exception):
+    """A file under a model is not the one that was opened: close the map and load the model anew. No caller's fault."""
+
+
+class WeightsClosed(RuntimeError):
+    """A tensor was asked of a map that is closed: the model was not held while it ran. A mistake of ours."""
+
+
+class WeightMap(Mapping[str, torch.Tensor]):
+    """name -> tensor of one checkpoint, while open. Look-ups from any thread, open and close from one at a time.
+
+    Tensors never require a gradient. Keep none beyond the call they were looked up for.
+    """
+
+    def __init__(self, model_dir: Path, dtype: str, device: str, allow_pickle: bool) -> None:
+        self._checkpoint: Checkpoint = find_checkpoint(model_dir)
+        if self._checkpoint.kind == "pickle" and not allow_pickle:
+            raise BadArchive(
+                f"the weights are a pickle ({self._checkpoint.files[0].name}) and BERTH_ALLOW_PICKLE is off; "
+                "convert them to safetensors"
+            )
+        self._dtype = dtype
+        self._device = device
+        self._identities: tuple[Identity, ...] = ()
+        self._tensors: dict[str, torch.Tensor] | None = None
+        self._bytes = 0
+
+    # ------------------------------------------------------------- as mapping
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._open_tensors()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open_tensors())
+
+    def __len__(self) -> int:
+        return len(self._open_tensors())
+
+    def _open_tensors(self) -> dict[str, torch.Tensor]:
+        if self._tensors is None:
+            raise WeightsClosed(f"the weights in {self._checkpoint.files[0].name} are on disk; open the map first")
+        return self._tensors
+
+    # ---------------------------------------------------------- life and death
+
+    def open(self) -> None:
+        """Map the files and make the views; nothing happens if open.
+
+        Raises BadArchive for files that cannot be served, WeightsChanged if they are not those of the first time.
+        """
+        if self._tensors is not None:
+            return
+        before = tuple(_identity(path) for path in self._checkpoint.files)
+        if self._identities and before != self._identities:
+            raise WeightsChanged(self._changed(before))
+        tensors = _read_pickle(self._checkpoint.files) if self._checkpoint.kind == "pickle" else self._map()
+        tensors, self._bytes = _serve(tensors, self._dtype, self._device)
+        after = tuple(_identity(path) for path in self._checkpoint.files)
+        if before != after:
+            raise WeightsChanged(self._changed(after))
+        self._tensors, self._identities = tensors, after
+
+    def close(self) -> None:
+        """Let go of every tensor and mapping; memory is back once nobody else holds a tensor."""
+        self._tensors = None
+
+    def check(self) -> None:
+        """Raise WeightsChanged if a file is not the one that was opened. One stat (2 µs) a file."""
+        for path, identity in zip(self._checkpoint.files, self._identities, strict=True):
+            if _identity(path) != identity:
+                raise WeightsChanged(f"{path.name} was changed, replaced or removed under a loaded model")
+
+    def prefetch(self) -> None:
+        """Ask the kernel to read the mapped files ahead; returns at once, and nothing happens if it will not."""
+        seen: set[int] = set()
+        for tensor in self._open_tensors().values():
+            storage = tensor.untyped_storage()
+            if tensor.device.type == "cpu" and storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                start = storage.data_ptr() & -4096
+                length = storage.data_ptr() + storage.nbytes() - start
+                _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_WILLNEED)
+
+    # ---------------------------------------------------------------- figures
+
+    @property
+    def bytes(self) -> int:
+        """What the tensors take, each piece of memory counted once; of the last time it was open."""
+        return self._bytes
+
+    @property
+    def is_open(self) -> bool:
+        """Can tensors be looked up?"""
+        return self._tensors is not None
+
+    def _changed(self, now: tuple[Identity, ...]) -> str:
+        pairs = zip(self._checkpoint.files, self._identities or now, now, strict=True)
+        names = [path.name for path, before, after in pairs if before != after]
+        return f"{', '.join(names) or 'a weight file'} was changed while it was being opened, or since it was loaded"
+
+    def _map(self) -> dict[str, torch.Tensor]:
+        return {name: tensor for path in self._checkpoint.files for name, tensor in _map_file(path).items()}
+
+
+def open_weights(model_dir: Path, dtype: str = "", device: str = "cpu", *, allow_pickle: bool = False) -> WeightMap:
+    """Return the open WeightMap of the checkpoint right under ``model_dir``.
+
+    dtype: "float32", "bfloat16", "float16", or "" for ``sizes.serving_dtype``'s choice. device: "cpu" serves from
+    the mapping, "cuda:0" from one block there. Raises BadArchive.
+    """
+    weights = WeightMap(model_dir, dtype, device, allow_pickle)
+    weights.open()
+    return weights
+
+
+def _identity(path: Path) -> Identity:
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return (0, 0, 0, 0)
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def _map_file(path: Path) -> dict[str, torch.Tensor]:
+    """Return views on a private mapping of ``path``. The mapping is torch's: no descriptor, gone with its last view."""
+    infos = read_header(path)
+    size = max((info.stop for info in infos.values()), default=0)
+    if size == 0:
+        return {}
+    try:
+        storage = cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, size))
+    except RuntimeError as error:  # shorter than its header said a moment ago, or gone
+        raise WeightsChanged(f"{path.name} changed while it was being opened") from error
+    return {name: _view(storage, info) for name, info in infos.items()}
+
+
+def _view(storage: torch.UntypedStorage, info: TensorInfo) -> torch.Tensor:
+    dtype = TORCH[info.dtype]
+    if info.start % dtype.itemsize:  # no view can start there; safetensors' own writer never puts one there
+        return torch.asarray(storage[info.start : info.stop], dtype=torch.uint8).clone().view(dtype).view(info.shape)
+    strides, step = [], 1
+    for length in reversed(info.shape):
+        strides.append(step)
+        step *= length
+    return torch.empty(0, dtype=dtype).set_(storage, info.start // dtype.itemsize, info.shape, tuple(reversed(strides)))
+
+
+def _read_pickle(files: tuple[Path, ...]) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for path in files:
+        state = _load_pickle(path)
+        while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+            state = state["state_dict"]
+        if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise BadArchive(f"{path.name} holds no state_dict: expected names and tensors; save model.state_dict()")
+        tensors |= {str(name): tensor.detach() for name, tensor in state.items()}
+    odd = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized]
+    if odd:
+        raise BadArchive(f"the weights have sparse or quantised tensors ({odd[0]}); only dense ones can be served")
+    return tensors
+
+
+def _load_pickle(path: Path) -> Any:
+    """Return what the pickle holds: tensors and plain containers only, mapped where the file's format allows it."""
+    try:
+        with path.open("rb") as file:
+            mapped = file.read(2) == b"PK"  # the older format cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        if "allocate memory" in str(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadArchive(f"{path.name} cannot be read as plain weights: {reason}; convert to safetensors") from error
+
+
+def _serve(tensors: dict[str, torch.Tensor], dtype: str, device: str) -> tuple[dict[str, torch.Tensor], int]:
+    """Return the tensors as they are served on ``device``, and the bytes they take."""
+
+    def served(tensor: torch.Tensor) -> torch.dtype:
+        stored = _STORED.get(tensor.dtype, "")
+        return TORCH[serving_dtype(stored, dtype, device)] if stored else tensor.dtype
+
+    move = tensors if device != "cpu" else {n: t for n, t in tensors.items() if served(t) != t.dtype}
+    packed = pack(move, device, served)
+    rest = {name: tensor for name, tensor in tensors.items() if name not in move}
+    mapped = {(tensor.data_ptr(), tensor.nbytes) for tensor in rest.values()}
+    total = packed.block.numel() + sum(nbytes for _, nbytes in mapped)
+    return {name: packed.tensors[name] if name in move else rest[name] for name in tensors}, total

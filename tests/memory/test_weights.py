@@ -1,0 +1,292 @@
+import gc
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from container.errors import BadArchive
+from container.memory import sizes
+from container.memory.weights import WeightsChanged, WeightsClosed, open_weights
+
+
+def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "embed": torch.randn(50, 8, generator=generator),
+        "scalar": torch.randn((), generator=generator),
+        "ids": torch.arange(7),
+        "mask": torch.tensor([True, False, True]),
+        "half": torch.randn(3, 4, generator=generator).to(torch.bfloat16),
+        "empty": torch.zeros(0, 4),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_file(tensors(), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def mappings(folder) -> int:
+    with open("/proc/self/maps") as maps:
+        return sum(str(folder) in line for line in maps)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def same(weights, expected) -> bool:
+    return weights.keys() == expected.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_tensors_are_what_safetensors_wrote(folder):
+    weights = open_weights(folder, "")
+    expected = tensors()
+    expected["half"] = expected["half"].float()
+    assert same(weights, expected)
+    assert {name: t.dtype for name, t in weights.items()} == {name: t.dtype for name, t in expected.items()}
+    assert all(t.is_contiguous() and not t.requires_grad for t in weights.values())
+
+
+def test_full_precision_is_served_from_the_mapping_and_widened_halves_are_owned(folder):
+    weights = open_weights(folder)
+    size = (folder / "model.safetensors").stat().st_size
+    mapped = weights["embed"].untyped_storage()
+    assert mappings(folder) == 1
+    assert mapped.data_ptr() == weights["ids"].untyped_storage().data_ptr()
+    assert mapped.nbytes() == size
+    assert weights["half"].untyped_storage().data_ptr() != mapped.data_ptr()
+
+
+def test_measured_bytes_are_the_predicted_ones_up_to_alignment(folder):
+    weights = open_weights(folder)
+    assert sizes.checkpoint_bytes(folder) <= weights.bytes < sizes.checkpoint_bytes(folder) + 256
+    halves = open_weights(folder, "bfloat16")
+    assert (
+        sizes.checkpoint_bytes(folder, "bfloat16") <= halves.bytes < sizes.checkpoint_bytes(folder, "bfloat16") + 1024
+    )
+    assert {t.dtype for t in halves.values() if t.is_floating_point()} == {torch.bfloat16}
+    assert halves["ids"].dtype == torch.int64
+
+
+def test_an_open_map_keeps_no_descriptor_and_a_closed_one_no_mapping(folder):
+    before = descriptors()
+    weights = open_weights(folder)
+    assert (descriptors(), mappings(folder), weights.is_open) == (before, 1, True)
+    weights.close()
+    assert (descriptors(), mappings(folder), weights.is_open) == (before, 0, False)
+
+
+def test_a_tensor_in_use_keeps_the_mapping_until_it_goes(folder):
+    weights = open_weights(folder)
+    tensor = weights["embed"]
+    weights.close()
+    assert mappings(folder) == 1
+    assert torch.equal(tensor, tensors()["embed"])
+    del tensor
+    assert mappings(folder) == 0
+
+
+def test_a_closed_map_answers_nothing_and_opens_again_as_the_same_object(folder):
+    weights = open_weights(folder)
+    nbytes = weights.bytes
+    weights.close()
+    for look_up in (lambda: weights["embed"], lambda: list(weights), lambda: len(weights)):
+        with pytest.raises(WeightsClosed):
+            look_up()
+    weights.open()
+    assert torch.equal(weights["embed"], tensors()["embed"])
+    assert weights.bytes == nbytes
+
+
+def test_a_thousand_openings_leave_nothing_behind(folder):
+    open_weights(folder).close()
+    gc.collect()
+    before = (descriptors(), sum(1 for _ in open("/proc/self/maps")))  # noqa: SIM115
+    weights = open_weights(folder)
+    for _ in range(1000):
+        weights.close()
+        weights.open()
+    weights.close()
+    gc.collect()
+    after = (descriptors(), sum(1 for _ in open("/proc/self/maps")))  # noqa: SIM115
+    assert after[0] == before[0]
+    assert after[1] <= before[1] + 3  # the allocator may split or grow an arena of its own
+
+
+def test_a_write_into_a_tensor_never_reaches_the_file(folder):
+    raw = (folder / "model.safetensors").read_bytes()
+    weights = open_weights(folder)
+    weights["embed"].fill_(0)
+    assert (folder / "model.safetensors").read_bytes() == raw
+    assert torch.equal(open_weights(folder)["embed"], tensors()["embed"])
+
+
+def overwritten_in_place(path):
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 0xFF
+    with path.open("r+b") as file:
+        file.write(raw)
+    os.utime(path, ns=(1, 1))
+
+
+def replaced_by_rename(path):
+    shutil.copy2(path, path.with_suffix(".new"))
+    os.replace(path.with_suffix(".new"), path)
+
+
+def truncated(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def removed(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("change", [overwritten_in_place, replaced_by_rename, truncated, removed])
+def test_a_file_that_changed_is_noticed_before_a_batch_and_at_the_next_opening(folder, change):
+    weights = open_weights(folder)
+    weights.check()
+    change(folder / "model.safetensors")
+    with pytest.raises(WeightsChanged, match=r"model\.safetensors"):
+        weights.check()
+    weights.close()
+    with pytest.raises(WeightsChanged, match=r"model\.safetensors"):
+        weights.open()
+    assert not weights.is_open
+
+
+def test_a_file_that_only_was_read_has_not_changed(folder):
+    weights = open_weights(folder)
+    (folder / "model.safetensors").read_bytes()
+    os.chmod(folder / "model.safetensors", 0o444)
+    weights.check()
+
+
+def test_tensors_at_odd_addresses_are_copied_and_right(tmp_path):
+    floats = torch.arange(6, dtype=torch.float32)
+    header = json.dumps(
+        {
+            "byte": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+            "floats": {"dtype": "F32", "shape": [2, 3], "data_offsets": [1, 25]},
+        }
+    ).encode()
+    (tmp_path / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + b"\x07" + floats.numpy().tobytes()
+    )
+    weights = open_weights(tmp_path)
+    assert torch.equal(weights["floats"], floats.view(2, 3))
+    assert weights["floats"].data_ptr() % 4 == 0
+    assert weights["byte"].tolist() == [7]
+
+
+def test_shards_are_one_map(tmp_path):
+    save_file({"a": torch.ones(3)}, tmp_path / "model-1.safetensors")
+    save_file({"b": torch.zeros(4)}, tmp_path / "model-2.safetensors")
+    weight_map = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    weights = open_weights(tmp_path)
+    assert same(weights, {"a": torch.ones(3), "b": torch.zeros(4)})
+    assert (weights.bytes, mappings(tmp_path)) == (28, 2)
+    removed(tmp_path / "model-2.safetensors")
+    with pytest.raises(WeightsChanged, match=r"model-2\.safetensors"):
+        weights.check()
+
+
+def test_a_lying_header_is_refused_before_anything_is_mapped(tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4000]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
+    with pytest.raises(BadArchive, match="cut off"):
+        open_weights(tmp_path)
+    assert mappings(tmp_path) == 0
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_pickled_state_dict_is_served_when_pickles_are_allowed(tmp_path, new_format):
+    shared = torch.randn(5, 2)
+    state = {"wte": shared, "lm_head": shared, "norm": torch.nn.Parameter(torch.ones(3)), "half": torch.ones(2).half()}
+    torch.save(state, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=new_format)
+    weights = open_weights(tmp_path, allow_pickle=True)
+    assert same(weights, {"wte": shared, "lm_head": shared, "norm": torch.ones(3), "half": torch.ones(2)})
+    assert weights["wte"].data_ptr() == weights["lm_head"].data_ptr()
+    assert weights.bytes == 40 + 12 + 256
+    assert not weights["norm"].requires_grad
+    assert mappings(tmp_path) == int(new_format)
+    weights.close()
+    assert mappings(tmp_path) == 0
+
+
+def test_a_checkpoint_of_a_training_run_gives_its_state_dict(tmp_path):
+    torch.save({"epoch": 3, "state_dict": {"a": torch.ones(2)}}, tmp_path / "last.ckpt")
+    assert same(open_weights(tmp_path, allow_pickle=True), {"a": torch.ones(2)})
+
+
+def test_pickles_are_refused_where_they_are_not_allowed(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(BadArchive, match="BERTH_ALLOW_PICKLE is off"):
+        open_weights(tmp_path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, ("exploded",))
+
+
+def whole_module(path):
+    torch.save(torch.nn.Linear(2, 2), path)
+
+
+def bomb(path):
+    torch.save({"a": Bomb()}, path)
+
+
+def plain_pickle_bomb(path):
+    path.write_bytes(pickle.dumps({"a": Bomb()}, protocol=2))
+
+
+def text(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1")
+
+
+def nothing(path):
+    path.write_bytes(b"")
+
+
+def broken_zip(path):
+    path.write_bytes(b"PK\x03\x04 and then nothing")
+
+
+def a_list(path):
+    torch.save([torch.ones(2)], path)
+
+
+def mixed(path):
+    torch.save({"a": torch.ones(2), "b": "text"}, path)
+
+
+def sparse(path):
+    torch.save({"a": torch.eye(3).to_sparse()}, path)
+
+
+@pytest.mark.parametrize(
+    "write", [whole_module, bomb, plain_pickle_bomb, text, nothing, broken_zip, a_list, mixed, sparse]
+)
+def test_a_pickle_of_anything_but_dense_tensors_is_a_bad_archive_and_runs_nothing(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "pytorch_model.bin")
+    with pytest.raises(BadArchive) as caught:
+        open_weights(tmp_path, allow_pickle=True)
+    assert not (tmp_path / "exploded").exists()
+    assert str(tmp_path) not in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_prefetch_asks_and_changes_nothing(folder):
+    weights = open_weights(folder)
+    weights.prefetch()
+    assert torch.equal(weights["embed"], tensors()["embed"])
