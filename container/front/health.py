@@ -1,0 +1,84 @@
+"""What /ping answers, decided from what this process knows already: it never waits for the engine.
+
+Healthy while the engine is connected or was lost less than GRACE_S ago; not before a single model is loaded; not
+when the supervisor has written why into ``<state_dir>/unhealthy``. A broken model of many does not count: the
+platform replaces the whole instance when /ping fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from container.errors import ServingError
+from container.front.errors import Answer
+from container.settings import Settings
+from container.wire import messages as m
+
+#: How long /ping stays 200 without an engine (design.md section 2: a restart takes about two seconds).
+GRACE_S = 30.0
+#: Name under which the model of the `model` folder is registered; it stands behind /invocations.
+SINGLE_MODEL = "model"
+_POLL_S = 0.25
+
+
+class Engine(Protocol):
+    """What health needs of ``wire.client.Client``."""
+
+    connected: bool
+    lost_at: float | None
+
+    async def call(self, request: m.Request) -> m.Reply:
+        """Return the reply to ``request``."""
+
+
+class Health:
+    """The state behind /ping."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self._engine = engine
+        self._unhealthy = settings.state_dir / "unhealthy"
+        self.single_ready = settings.multi_model or not _has_files(settings.base_dir / "model")
+
+    def reason(self, now: float) -> str:
+        """Return why the instance must not get traffic, "" if it may. now: CLOCK_MONOTONIC seconds."""
+        try:
+            return self._unhealthy.read_text("utf-8", "replace").strip()[:1000] or "unhealthy"
+        except OSError:
+            pass  # the usual case: there is no such file
+        if not self._engine.connected:
+            lost_at = self._engine.lost_at
+            if lost_at is None:
+                return "the engine is starting"
+            if now - lost_at >= GRACE_S:
+                return f"the engine has been gone for {now - lost_at:.0f} s"
+        if not self.single_ready:
+            return "the model behind /invocations is being loaded"
+        return ""
+
+    def answer(self) -> Answer:
+        """Return the answer to /ping."""
+        reason = self.reason(time.monotonic())
+        fields = {"status": "Unhealthy", "reason": reason} if reason else {"status": "Healthy"}
+        body = msgspec.json.encode(fields)
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        return Answer(503 if reason else 200, headers, body)
+
+    async def wait_for_single_model(self) -> None:
+        """Ask the engine for the single model until it is ready; from then on that is remembered."""
+        while not self.single_ready:
+            try:
+                reply = await self._engine.call(m.Describe(0, SINGLE_MODEL))
+                self.single_ready = isinstance(reply, m.Description) and reply.state == "ready"
+            except ServingError:
+                pass  # not there yet; the supervisor ends the server if it never will be
+            if not self.single_ready:
+                await asyncio.sleep(_POLL_S)
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())

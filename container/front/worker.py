@@ -1,0 +1,144 @@
+"""gunicorn's asgi worker and protocol, with what silent and hasty clients need.
+
+Four changes to ``gunicorn.asgi.protocol.ASGIProtocol`` (27.0.1): a connection that sends no request is closed, there
+is a cap on connections, a refusal sent before the body was read reaches the client (the rest of the body is read and
+thrown away for a moment: closing at once would reset the connection under the answer), and errors of the HTTP parser
+have our JSON shape. One to the worker: on SIGTERM idle connections are closed, so that it does not wait for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+from gunicorn.asgi.protocol import ASGIProtocol
+from gunicorn.glogging import Logger
+from gunicorn.workers import gasgi
+
+from container import log
+
+#: A new connection must have sent the headers of its first request by then.
+FIRST_REQUEST_S = 20.0
+#: After a refusal that came before the body was read, this long more of it is read and thrown away.
+LINGER_S = 2.0
+#: After closing, this long a client may take for what was written to it.
+FLUSH_S = 10.0
+
+_TYPES = {
+    400: "BadRequestException",
+    414: "BadRequestException",
+    431: "BadRequestException",
+    501: "BadRequestException",
+    503: "ServiceUnavailableException",
+}
+
+
+class Protocol(ASGIProtocol):  # type: ignore[misc]
+    """One connection."""
+
+    _refused = False
+    _lingering = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the connection; over the cap it is answered 503 and closed."""
+        super().connection_made(transport)
+        self.worker.connections.add(self)
+        if self.worker.nr_conns > self.cfg.worker_connections:
+            self._send_error_response(503, "too many connections; try again in a moment", (("Retry-After", "1"),))
+            self._close_transport()
+        else:
+            self._keepalive_handle = self.worker.loop.call_later(FIRST_REQUEST_S, self._keepalive_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self.worker.connections.discard(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came in; after a refusal it is thrown away."""
+        if not self._lingering:
+            super().data_received(data)
+
+    def close_if_idle(self) -> None:
+        """Close the connection if no request is under way on it."""
+        if self._awaiting_request and not self._closed:
+            self._keepalive_timeout()
+
+    def _will_close(self, request: Any, response_requires_close: bool) -> bool:
+        """Announce the close that follows when a request was answered before its body was there."""
+        receiver = self._body_receiver
+        unread = receiver is not None and not receiver._complete
+        return unread or super()._will_close(request, response_requires_close)
+
+    def _close_transport(self) -> None:
+        if self._closed or self.transport is None:
+            return
+        receiver = self._body_receiver
+        if self._refused or (receiver is not None and not receiver._complete):
+            self._linger()
+            return
+        super()._close_transport()
+        self.worker.loop.call_later(FLUSH_S, self.transport.abort)
+
+    def _linger(self) -> None:
+        """End our side, then throw away what still comes until the client ends its side or LINGER_S is over."""
+        self._closed = self._lingering = True
+        if self.transport.is_closing():
+            return
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._resume_reading()
+        self.worker.loop.call_later(LINGER_S, self.transport.abort)
+
+    def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
+        """Answer what the HTTP parser refused, in the shape of every other error."""
+        self._refused = True
+        reason = "server.queue_full" if status == 503 else "server.internal" if status == 500 else "request.malformed"
+        kind = _TYPES.get(status, "InternalServerException")
+        body = msgspec.json.encode({"code": status, "type": kind, "message": message[:2048], "reason": reason})
+        headers = "".join(f"{name}: {value}\r\n" for name, value in extra_headers)
+        self._safe_write(
+            f"HTTP/1.1 {status} {self._get_reason_phrase(status)}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n{headers}Connection: close\r\n\r\n".encode("latin-1")
+            + body
+        )
+
+
+class Worker(gasgi.ASGIWorker):  # type: ignore[misc]
+    """The asgi worker with our Protocol; ``connections``: those that stand."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.connections: set[Protocol] = set()
+        gasgi.ASGIProtocol = Protocol  # the worker makes its protocols by this name and offers no other way
+
+    def handle_exit_signal(self) -> None:
+        """Stop accepting at once (gunicorn's own loop would notice within a second) and close what is idle."""
+        super().handle_exit_signal()
+        for server in self.servers:
+            server.close()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+
+class JsonLogger(Logger):  # type: ignore[misc]
+    """gunicorn's log as our JSON lines, under its logger's name; no access log."""
+
+    def setup(self, cfg: Any) -> None:
+        """Let the root logger, set up by ``container.log``, write everything."""
+        self.cfg = cfg
+        self._access_log_enabled = False
+        self.loglevel = self.LOG_LEVELS.get(cfg.loglevel.lower(), logging.INFO)
+        log.configure("front", cfg.loglevel)
+        for logger in (self.error_log, self.access_log):
+            logger.handlers.clear()
+            logger.propagate = True
+        self.error_log.setLevel(self.loglevel)
+
+    def reopen_files(self) -> None:
+        """Do nothing: there is no file."""
+
+    def close_on_exec(self) -> None:
+        """Do nothing: there is no file."""
