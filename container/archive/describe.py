@@ -1,0 +1,268 @@
+"""A folder to its Manifest: which kind of model it is, or, if none, what to do about it.
+
+The kinds are tried in the order of design.md section 4. What an archive brings as code wins over what could be guessed
+from its weights, and ``berth.json`` over both.
+Does not cover: whether code and weights work (that shows at load), and who may read which folder (the engine's check).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from container.archive.architectures import task_named, task_of
+from container.archive.manifest import Berth, Kind, Manifest, read_berth_json
+from container.archive.tree import Tree
+from container.errors import BadArchive
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.onnx", "*.ubj", "xgboost-model")
+#: Weights of a Hugging Face folder, the preferred form first; only one form is loaded.
+_CHECKPOINTS = ("*.safetensors", "pytorch_model*.bin")
+#: What Trainer leaves beside a checkpoint: not loaded, not counted.
+_NO_WEIGHTS = re.compile(r"(optimizer|scheduler|training_args|rng_state\w*|scaler)\.(pt|pth|bin)")
+_LFS = b"version https://git-lfs"
+_TASKS: dict[Kind, str] = {"triton": "tensors", "tabular": "tabular", "tasks": "router"}
+
+
+class _Found(NamedTuple):
+    """A layout that fits: its kind, the sub-folder of the weights, the sub-folder and program of the code."""
+
+    kind: Kind
+    home: str = ""
+    code: str | None = None
+    program: str = ""
+
+
+def describe(folder: Path, *, program: str = "inference.py", hf_task: str = "") -> Manifest:
+    """Return what ``folder`` is. Nothing in it is imported or run.
+
+    program: the script's name in ``code/`` (SAGEMAKER_PROGRAM). hf_task: the task where neither berth.json nor the
+    architecture tells one (HF_TASK, ours or the hub's name).
+    Raises ModelMissing, or BadArchive saying what was looked for, what is there and the likely mend.
+    """
+    folder = folder.absolute()
+    tree = Tree.walk(folder)
+    berth = read_berth_json(tree.read("berth.json")) if tree.has("berth.json") else Berth()
+    found = _detect(tree, PurePosixPath(program).name, berth)
+    if found is None:
+        raise BadArchive(_nothing(tree, program))
+    home = tree.sub(found.home)
+    architectures = _architectures(tree, found)
+    task = task_named(berth.task) or _TASKS.get(found.kind, "")
+    if found.kind in ("script", "folder"):
+        task = task or task_of(architectures) or task_named(hf_task)
+    if found.kind == "folder":
+        _check_weights(home)
+        if not task:
+            raise BadArchive(
+                f"the task of {', '.join(architectures) or 'config.json, which names no architectures,'} is not known; "
+                'name it in berth.json, {"task": "embeddings"} for instance, or in HF_TASK'
+            )
+    requirements = "" if found.code is None else f"{found.code}/requirements.txt".removeprefix("/")
+    return Manifest(
+        kind=found.kind,
+        model_dir=str(home.folder),
+        code_dir="" if found.code is None else str(folder / found.code),
+        program=found.program,
+        task=task,
+        architectures=architectures,
+        weights_bytes=_weights_bytes(home),
+        requirements=str(folder / requirements) if requirements and _asks(tree, requirements) else "",
+        settings=berth,
+        identity=tree.identity(),
+    )
+
+
+# --- the kinds -------------------------------------------------------------------------------------------------------
+
+
+def _detect(tree: Tree, program: str, berth: Berth) -> _Found | None:
+    if berth.handler:
+        return _chosen_handler(tree, berth.handler)
+    found = _first(tree, program)
+    if found is not None:
+        return found
+    if berth.task and not tree.sub("code").files:
+        return _Found("folder", "model" if tree.sub("model").files else "")  # a team's own task with its own weights
+    return _tasks(tree, program)
+
+
+def _chosen_handler(tree: Tree, handler: str) -> _Found:
+    module, colon, name = handler.partition(":")
+    path = f"code/{module.replace('.', '/')}"
+    if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise BadArchive(f'berth.json: handler is {handler!r}; it must be "module:Class", module being a file in code/')
+    if not tree.has(f"{path}.py") and not tree.has(f"{path}/__init__.py"):
+        raise BadArchive(f"berth.json: handler is {handler!r}, but {path}.py is not in the archive")
+    return _Found("handler", code="code", program=handler)
+
+
+def _script(tree: Tree, program: str) -> _Found | None:
+    for name in (program, "inference.py"):
+        if tree.has(f"code/{name}"):
+            return _Found("script", code="code", program=name)
+    return None
+
+
+def _folder(tree: Tree, program: str) -> _Found | None:
+    if tree.has("code/handler.py") or tree.has("MAR-INF/MANIFEST.json"):
+        return None
+    for home in ("", "model"):
+        inside = tree.sub(home)
+        if inside.has("config.json") and inside.named(*_CHECKPOINTS, "*.index.json"):
+            scripts = sorted(name for name in tree.sub("code").files if name.endswith(".py"))
+            if scripts:  # its author wants it run; weights alone would answer something else
+                raise BadArchive(
+                    f"code/ holds {', '.join(scripts[:10])} but neither {program} nor handler.py; rename the script, "
+                    "or name it in SAGEMAKER_PROGRAM, or remove code/"
+                )
+            return _Found("folder", home, "code" if tree.has("code/requirements.txt") else None)
+    return None
+
+
+def _triton(tree: Tree, program: str) -> _Found | None:
+    for home in ("", *(tree.folders() if len(tree.folders()) == 1 else ())):
+        inside = tree.sub(home)
+        if inside.has("config.pbtxt") and any(re.fullmatch(r"\d+/model\.(pt|onnx)", name) for name in inside.files):
+            return _Found("triton", home)
+    return None
+
+
+def _mar(tree: Tree, program: str) -> _Found | None:
+    if not tree.has("MAR-INF/MANIFEST.json"):
+        return None
+    model = _json(tree, "MAR-INF/MANIFEST.json").get("model")
+    handler = model.get("handler") if isinstance(model, dict) else None
+    if not isinstance(handler, str) or not handler:
+        raise BadArchive("MAR-INF/MANIFEST.json names no model.handler")
+    return _Found("mar", code="", program=handler)
+
+
+def _handler(tree: Tree, program: str) -> _Found | None:
+    return _Found("handler", code="code", program="handler.py") if tree.has("code/handler.py") else None
+
+
+def _tabular(tree: Tree, program: str) -> _Found | None:
+    models = tree.named("xgboost-model", "*.ubj") or [
+        name for name in tree.named("*.json") if b'"learner"' in tree.head(name, 4096)
+    ]
+    return _Found("tabular") if models else None
+
+
+def _tasks(tree: Tree, program: str) -> _Found | None:
+    names = tree.folders()
+    return _Found("tasks") if len(names) > 1 and all(_is_model(tree.sub(name), program) for name in names) else None
+
+
+#: design.md section 4, without the last, which looks for these in sub-folders.
+_DETECTORS: tuple[Callable[[Tree, str], _Found | None], ...] = (_script, _folder, _triton, _mar, _handler, _tabular)
+
+
+def _first(tree: Tree, program: str) -> _Found | None:
+    return next((found for detector in _DETECTORS if (found := detector(tree, program)) is not None), None)
+
+
+def _is_model(tree: Tree, program: str) -> bool:
+    """Say whether a sub-folder is one model; several tasks in it do not count."""
+    if tree.has("berth.json") and read_berth_json(tree.read("berth.json")).handler:
+        return True
+    return _first(tree, program) is not None
+
+
+# --- what is in the files --------------------------------------------------------------------------------------------
+
+
+def _json(tree: Tree, name: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(tree.read(name))  # not msgspec: transformers writes Infinity into some configs
+    except (ValueError, RecursionError) as error:
+        raise BadArchive(f"{name} is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise BadArchive(f"{name} must hold one JSON object")
+    return fields
+
+
+def _architectures(tree: Tree, found: _Found) -> list[str]:
+    """The networks that config.json names; that of a script may be anything of its author's."""
+    homes = [found.home] if found.kind == "folder" else ["", "model"] if found.kind == "script" else []
+    for home in homes:
+        inside = tree.sub(home)
+        if inside.has("config.json"):
+            try:
+                names = _json(inside, "config.json").get("architectures") or []
+            except BadArchive:
+                if found.kind == "folder":
+                    raise
+                return []
+            return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return []
+
+
+def _check_weights(home: Tree) -> None:
+    for name in home.named("*.safetensors.index.json", "*.bin.index.json"):
+        shards = _json(home, name).get("weight_map")
+        missing = sorted({str(each) for each in shards.values()} - set(home.files)) if isinstance(shards, dict) else []
+        if missing:
+            raise BadArchive(f"{name} names weights that are not in the archive: {', '.join(missing[:10])}")
+    for name in home.named(*_CHECKPOINTS):
+        if home.files[name].size == 0:
+            raise BadArchive(f"{name} is empty")
+        if home.files[name].size < 1024 and home.head(name, len(_LFS)) == _LFS:
+            raise BadArchive(f"{name} is a git-lfs pointer, not the weights; run `git lfs pull` before packing")
+
+
+def _weights_bytes(home: Tree) -> int:
+    """Bytes of the weight files in the one form that is there, safetensors before the others; wherever they lie."""
+    sized = [(name.rpartition("/")[2], leaf.size) for name, leaf in home.files.items()]
+    for pattern in _WEIGHTS:
+        sizes = [size for name, size in sized if fnmatch.fnmatchcase(name, pattern) and not _NO_WEIGHTS.fullmatch(name)]
+        if sizes:
+            return sum(sizes)
+    return 0
+
+
+def _asks(tree: Tree, requirements: str) -> bool:
+    """Say whether the file is there and asks for anything: an environment of its own is dear."""
+    if not tree.has(requirements):
+        return False
+    lines = tree.read(requirements).splitlines()
+    return any(line.strip() and not line.strip().startswith(b"#") for line in lines)
+
+
+# --- nothing fits ----------------------------------------------------------------------------------------------------
+
+
+def _nothing(tree: Tree, program: str) -> str:
+    entries = tree.entries()
+    more = f" and {len(entries) - 10} more" if len(entries) > 10 else ""
+    found = f"found {', '.join(entries[:10])}{more}" if entries else "the folder is empty"
+    return (
+        f"no model in {tree.folder}: looked for code/{program}, config.json with weights (here or under model/), "
+        "config.pbtxt with 1/model.pt, MAR-INF/MANIFEST.json, code/handler.py, an xgboost model, or sub-folders of "
+        f"these; {found}{_mend(tree, program)}"
+    )
+
+
+def _mend(tree: Tree, program: str) -> str:
+    """The likeliest mistake, "" if none is seen."""
+    for name in tree.folders():
+        if _is_model(tree.sub(name), program):
+            return f"; the model is one folder down in {name}: pack with `tar -C {name} -czf model.tar.gz .`"
+    for name in (program, "handler.py"):
+        if tree.has(name):
+            return f"; {name} lies at the root: it belongs into code/"
+    packed = tree.named("*.tar.gz", "*.tgz", "*.tar", "*.zip", "*.mar")
+    if packed:
+        return f"; {packed[0]} is an archive in an archive: pack what is in it"
+    for home in (tree, tree.sub("model")):
+        if home.has("config.json"):
+            foreign = home.named("tf_model.h5", "flax_model.msgpack")
+            hint = f"; {foreign[0]} is not PyTorch's: convert it" if foreign else ""
+            return f"; config.json has no weights beside it, model.safetensors or pytorch_model.bin{hint}"
+    if _weights_bytes(tree):
+        return f"; there are weights, but no config.json beside them and no code/{program} to load them"
+    return ""
