@@ -15,11 +15,12 @@ memory that models use beyond their weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from container.errors import LargerThanTier, NoRoom
-from container.memory.ledger import Entry, Ledger, Tier
+from container.memory.account import Account, Tier
+from container.memory.ledger import Entry, Ledger
 
 
 class Demote(NamedTuple):
@@ -78,33 +79,33 @@ def make_room(
     bytes that shall be free (only Demotes). Raises LargerThanTier, NoRoom (messages for the caller) or Wait.
     """
     name = want if isinstance(want, str) else ""
-    if name and (name in ledger.used_by(tier) or name in ledger.reserved_by(tier)):
+    account = ledger.account(tier)
+    if name and (name in account.used_by or name in account.reserved_by):
         return []
     segments = ledger.segments(name) if name else {}
     total = sum(segments.values()) if name else int(want)
-    sums = ledger.figures(tier)
+    missing = sum(account.missing(segments).values()) if name else total
+    sums = account.figures()
     if total > sums.limit:
         raise LargerThanTier(_larger(name, total, sums.limit, tier))
-    missing = ledger.missing_bytes(name, tier) if name else total
-    last: list[Step] = [Reserve(name, tier, missing)] if name else []
-    if name and name in ledger.leaving(tier):
+    if name in account.leaving:
         raise Wait(missing, [name])
+    last: list[Step] = [Reserve(name, tier, missing)] if name else []
     short = missing - sums.free + sums.over
     if short <= 0:
         return last
     if short <= sums.leaving:  # enough is on its way out: evicting more would empty the tier twice
-        raise Wait(missing, ledger.leaving(tier))
+        raise Wait(missing, account.leaving)
     if policy == "platform":
         raise NoRoom(_no_room(name, missing, sums.free, tier, "BERTH_EVICTION=platform forbids sinking others"))
     short -= sums.leaving
-    keep = frozenset(segments)
     idle, queued, busy = _candidates(ledger, tier, name, order)
     for group in (idle, idle + queued):
-        victims = _choose(ledger, tier, group, short, keep)
+        victims = _choose(ledger, account, group, short, segments)
         if victims is not None:
-            return [Demote(v, tier, _below(ledger, v, tier)) for v in victims] + last
-    if _choose(ledger, tier, idle + queued + busy, short, keep) is not None:
-        raise Wait(missing, {*busy, *ledger.leaving(tier)})
+            return [Demote(victim, tier, _below(ledger, victim, tier)) for victim in victims] + last
+    if _choose(ledger, account, idle + queued + busy, short, segments) is not None:
+        raise Wait(missing, {*busy, *account.leaving})
     raise NoRoom(_no_room(name, missing, sums.free, tier, "the rest is held by pinned models"))
 
 
@@ -119,10 +120,11 @@ def _candidates(ledger: Ledger, tier: Tier, asker: str, order: Order) -> tuple[l
     since = ledger.entry(asker).queued_since if asker else None
     idle: list[tuple[float, str]] = []
     queued: list[tuple[float, str]] = []
-    busy: list[str] = sorted(name for name in ledger.reserved_by(tier) if not ledger.entry(name).pinned)
-    for name in ledger.used_by(tier):
+    account = ledger.account(tier)
+    busy = [name for name in account.reserved_by if not ledger.entry(name).pinned]
+    for name in account.used_by:
         entry = ledger.entry(name)
-        if entry.pinned or name == asker:
+        if entry.pinned:
             continue
         if entry.holds:
             busy.append(name)
@@ -135,55 +137,47 @@ def _candidates(ledger: Ledger, tier: Tier, asker: str, order: Order) -> tuple[l
     return [name for _, name in sorted(idle)], [name for _, name in sorted(queued)], sorted(busy)
 
 
-def _choose(ledger: Ledger, tier: Tier, order: list[str], short: int, keep: frozenset[str]) -> list[str] | None:
-    """Return the fewest of ``order`` from its start whose going frees ``short`` bytes, or None.
+def _choose(
+    ledger: Ledger, account: Account, order: list[str], short: int, keep: Mapping[str, int]
+) -> list[str] | None:
+    """Return names from the start of ``order`` whose going frees ``short`` bytes, none of them needlessly; or None.
 
     A segment is freed with its last user; one in ``keep`` is wanted by the asker and never is.
     """
-    chosen: list[str] = []
-    left = short
     users: dict[str, int] = {}
+
+    def freed(name: str, sign: int) -> int:
+        """Take ``name`` away (-1) or put it back (+1); return the bytes of segments that only it uses by then."""
+        nbytes = 0
+        for segment in ledger.entry(name).segments:
+            before = users.get(segment, account.users(segment))
+            users[segment] = before + sign
+            if 0 in (before, before + sign) and segment not in keep:
+                nbytes += account.placed_bytes(segment)
+        return nbytes
+
+    chosen: list[str] = []
     for name in order:
-        if left <= 0:
+        if short <= 0:
             break
         chosen.append(name)
-        left -= _freed(ledger, tier, name, users, keep)
-    if left > 0:
+        short -= freed(name, -1)
+    if short > 0:
         return None
-    for name in reversed(chosen):  # the last ones may be large enough to spare earlier ones, the youngest first
-        back = _unfreed(ledger, tier, name, users, keep)
-        if left + back <= 0:
-            left += back
+    for name in reversed(chosen):  # a large one chosen last may spare smaller ones; the youngest are spared first
+        back = freed(name, +1)
+        if short + back <= 0:
+            short += back
             chosen.remove(name)
         else:
-            _freed(ledger, tier, name, users, keep)
+            freed(name, -1)
     return chosen
-
-
-def _freed(ledger: Ledger, tier: Tier, name: str, users: dict[str, int], keep: frozenset[str]) -> int:
-    """Take ``name`` out of ``users`` (segment -> users left); return the bytes of segments nobody uses then."""
-    freed = 0
-    for segment in ledger.entry(name).segments:
-        users[segment] = users.get(segment, len(ledger.users(segment, tier))) - 1
-        if users[segment] == 0 and segment not in keep:
-            freed += ledger.placed_bytes(segment, tier)
-    return freed
-
-
-def _unfreed(ledger: Ledger, tier: Tier, name: str, users: dict[str, int], keep: frozenset[str]) -> int:
-    """Undo ``_freed``; return the bytes that are not freed then."""
-    back = 0
-    for segment in ledger.entry(name).segments:
-        if users[segment] == 0 and segment not in keep:
-            back += ledger.placed_bytes(segment, tier)
-        users[segment] += 1
-    return back
 
 
 def _below(ledger: Ledger, name: str, tier: Tier) -> Tier:
     """Return the fastest tier under ``tier`` that holds the bytes of ``name`` already; at the least the disk does."""
     below = ledger.tiers[ledger.tiers.index(tier) + 1 :]
-    return next((lower for lower in below if name in ledger.used_by(lower)), Tier.DISK)
+    return next((lower for lower in below if name in ledger.account(lower).used_by), Tier.DISK)
 
 
 def _size(nbytes: int) -> str:

@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,12 +33,11 @@ def folder(tmp_path):
 
 
 def mappings(folder) -> int:
-    with open("/proc/self/maps") as maps:
-        return sum(str(folder) in line for line in maps)
+    return sum(str(folder) in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def same(weights, expected) -> bool:
@@ -107,14 +107,14 @@ def test_a_closed_map_answers_nothing_and_opens_again_as_the_same_object(folder)
 def test_a_thousand_openings_leave_nothing_behind(folder):
     open_weights(folder).close()
     gc.collect()
-    before = (descriptors(), sum(1 for _ in open("/proc/self/maps")))  # noqa: SIM115
+    before = (descriptors(), mappings(""))
     weights = open_weights(folder)
     for _ in range(1000):
         weights.close()
         weights.open()
     weights.close()
     gc.collect()
-    after = (descriptors(), sum(1 for _ in open("/proc/self/maps")))  # noqa: SIM115
+    after = (descriptors(), mappings(""))
     assert after[0] == before[0]
     assert after[1] <= before[1] + 3  # the allocator may split or grow an arena of its own
 
@@ -137,7 +137,7 @@ def overwritten_in_place(path):
 
 def replaced_by_rename(path):
     shutil.copy2(path, path.with_suffix(".new"))
-    os.replace(path.with_suffix(".new"), path)
+    path.with_suffix(".new").replace(path)
 
 
 def truncated(path):
@@ -164,7 +164,7 @@ def test_a_file_that_changed_is_noticed_before_a_batch_and_at_the_next_opening(f
 def test_a_file_that_only_was_read_has_not_changed(folder):
     weights = open_weights(folder)
     (folder / "model.safetensors").read_bytes()
-    os.chmod(folder / "model.safetensors", 0o444)
+    (folder / "model.safetensors").chmod(0o444)
     weights.check()
 
 
