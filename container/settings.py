@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 class BadSetting(ValueError):
@@ -124,7 +126,7 @@ class Settings:
     host_memory_limit: int | None = _setting(
         "BERTH_HOST_MEMORY_LIMIT", size_bytes, None, "bytes of models in RAM under a GPU", "half of what is free"
     )
-    eviction: str = _setting(
+    eviction: Literal["sink", "platform"] = _setting(
         "BERTH_EVICTION",
         _switch("sink", "platform"),
         "sink",
@@ -173,6 +175,24 @@ class Settings:
         values.setdefault("state_dir", _default_state_dir())
         return Settings(**values)
 
+    @staticmethod
+    def of_process(**changes: str) -> Settings:
+        """Return the settings of this process's own environment; ``changes`` are made there first, for its children.
+
+        Raises BadSetting.
+        """
+        os.environ.update(changes)
+        return Settings.read(os.environ)
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of this server's sockets; a state folder too deep for a socket's 108 bytes gives way to /tmp."""
+        wanted = self.state_dir / f"run-{self.port}"
+        if len(str(wanted)) <= 80:
+            return wanted
+        digest = hashlib.sha256(str(wanted).encode()).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"berth-{os.getuid()}-{digest}"
+
     @property
     def max_payload_bytes(self) -> int:
         """The body limit in bytes."""
@@ -183,6 +203,17 @@ class Settings:
         """The folders that a model's url must lie under."""
         roots = (self.base_dir / "models", self.base_dir / "model", self.state_dir / "unpacked")
         return (*roots, self.models_dir) if self.models_dir else roots
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """Return the environment for a process that is started: ours, with our packages importable, and no hub.
+
+    OMP_WAIT_POLICY: a lane's idle threads must not burn the core of the lane beside it.
+    """
+    here = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
+    fixed = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **fixed, **changes}
 
 
 def table() -> str:

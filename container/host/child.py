@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import functools
 import os
 import signal
@@ -26,6 +25,7 @@ from container.archive.manifest import Manifest
 from container.errors import Failure, ModelExists, ModelNotFound, ServingError
 from container.handler import Context
 from container.host.output import capture_output
+from container.lifeline import die_with_parent
 from container.model import guard, pipeline
 from container.model.dispatch import Dispatcher, Ticket
 from container.model.lanes import Lanes
@@ -36,7 +36,6 @@ from container.wire.api import Respond
 from container.wire.server import serve
 
 _log = log.get(__name__)
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(slots=True)
@@ -153,13 +152,6 @@ class Child:
         return m.Status(request.id, "drained", self._device, os.getpid())
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the engine dies, so that no child is ever left behind."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() == 1:
-        sys.exit("the engine died before its child was up")
-
-
 async def _run(socket: Path, child_name: str, device: str, lanes: int) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
@@ -174,12 +166,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m container.host.child``."""
     parser = argparse.ArgumentParser(description="A process for archives' own code; started by the engine.")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
+    parser.add_argument("--parent", type=int, required=True, help="pid of the engine, with which this process ends")
     parser.add_argument("--name", default="guests", help="name in log lines")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
     parser.add_argument("--lanes", type=int, default=2, help="threads that run handlers")
     options = parser.parse_args(argv)
-    _die_with_parent()
-    log.configure(options.name, Settings.read(os.environ).log_level)
+    die_with_parent(options.parent)
+    log.configure(options.name, Settings.of_process().log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
     capture_output()
     guard.take_baseline()

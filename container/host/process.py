@@ -9,10 +9,11 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from container import log
+from container.settings import child_environment
 from container.wire import messages as m
 from container.wire.client import Client
 
@@ -23,9 +24,7 @@ _START_S = 60.0
 class ChildProcess:
     """One host child; ``start`` may be called again after ``on_death``."""
 
-    def __init__(
-        self, name: str, run_dir: Path, device: str, environ: Mapping[str, str], python: str = sys.executable
-    ) -> None:
+    def __init__(self, name: str, run_dir: Path, device: str, python: str = sys.executable) -> None:
         self.name = name
         self._socket = run_dir / f"{name}.sock"
         self._command = [
@@ -39,7 +38,7 @@ class ChildProcess:
             "--device",
             device,
         ]
-        self._environ = dict(environ)
+        self._environ = child_environment()
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
         self.client: Client | None = None
@@ -55,7 +54,7 @@ class ChildProcess:
         """Return the client of a child that is up. Raises TimeoutError."""
         self._socket.unlink(missing_ok=True)
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=subprocess.DEVNULL, env=self._environ, close_fds=True
+            *self._command, "--parent", str(os.getpid()), stdin=subprocess.DEVNULL, env=self._environ, close_fds=True
         )
         client = self.client = Client(str(self._socket), "engine")
         self._watch = asyncio.get_running_loop().create_task(self._watch_for_death(self._process, client))
@@ -90,16 +89,3 @@ class ChildProcess:
         if self.client is client:
             self.client = None
         self.on_death(status)
-
-
-def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a child: ours, importable packages included, and no hub."""
-    here = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([here, *filter(None, [environ.get("PYTHONPATH", "")])])
-    return {
-        **environ,
-        "PYTHONPATH": path,
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }

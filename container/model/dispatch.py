@@ -24,12 +24,23 @@ BUDGET = 4096
 
 @dataclass(slots=True)
 class Ticket:
-    """One request on its way; ``settle`` is called exactly once unless the ticket is dropped first."""
+    """One request on its way; ``settle`` is called exactly once unless the ticket is dropped first.
+
+    Times are seconds of CLOCK_MONOTONIC. ``on_drop`` tells whoever has the work that nobody waits for it any more.
+    """
 
     payload: Payload
     settle: Callable[[Payload | Failure], None]
     arrived_s: float
+    deadline_s: float = float("inf")
+    on_drop: Callable[[], None] | None = None
     dropped: bool = False
+
+    def drop(self) -> None:
+        """Forget the request; what already runs of it runs to its end for nothing."""
+        self.dropped = True
+        if self.on_drop is not None:
+            self.on_drop()
 
 
 @dataclass(slots=True)

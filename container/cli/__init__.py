@@ -1,0 +1,37 @@
+"""The ``berth`` command: one file a verb, each with ``add_arguments`` and ``run``; its docstring is its help."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from container import __version__
+from container.settings import BadSetting
+
+#: verb -> module; imported only when used, so that ``berth --help`` is instant.
+VERBS = {"serve": "container.cli.serve"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``berth VERB ...``; return the exit status: 0, 1 failed, 2 wrong usage or settings."""
+    parser = argparse.ArgumentParser(prog="berth", description="Many models behind one endpoint.")
+    parser.add_argument("--version", action="version", version=f"berth {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    wanted = list(sys.argv[1:] if argv is None else argv)
+    for verb, where in VERBS.items():
+        module = import_module(where)
+        about, _, examples = (module.__doc__ or "").partition("\n\n")
+        added = verbs.add_parser(
+            verb, help=about, description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(added)
+        added.set_defaults(run=module.run)
+    options = parser.parse_args(wanted)
+    try:
+        status: int = options.run(options)
+    except BadSetting as error:
+        print(f"berth: {error}", file=sys.stderr)
+        return 2
+    return status

@@ -1,0 +1,203 @@
+"""Requests in flight: accepted, queued, run, answered; each exactly once, and in time.
+
+Does not cover: which models there are (``engine/loading``), where their bytes lie (``engine/residence``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from container import log
+from container.engine.lifecycle import CALLABLE, Life, Residency
+from container.engine.models import SINGLE, Model, Registry
+from container.engine.residence import Residence
+from container.errors import Draining, Failure, ModelNotFound, ModelTimeout, Quarantined, QueueFull, ServingError
+from container.memory.ledger import Ledger
+from container.metrics import Metrics
+from container.model.dispatch import Ticket
+from container.payload import Payload
+from container.settings import Settings
+from container.wire import messages as m
+from container.wire.api import Respond
+
+_log = log.get(__name__)
+
+#: Bytes of bodies that may wait in the engine, all models together.
+QUEUE_BYTES = 512 << 20
+#: A caller's wait while the model is still loading for the first time: its manifest is not read yet.
+LOADING_S = 60.0
+_SWEEP_S = 0.1
+
+
+class Calls:
+    """All tickets of one engine."""
+
+    def __init__(
+        self, settings: Settings, models: Registry, ledger: Ledger, residence: Residence, metrics: Metrics
+    ) -> None:
+        self._settings = settings
+        self._models = models
+        self._ledger = ledger
+        self._residence = residence
+        self._metrics = metrics
+        self._tickets: dict[tuple[Respond, int], tuple[Ticket, Model]] = {}
+        self._queued_bytes = 0
+        self.draining = False
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def invoke(self, request: m.Invoke, respond: Respond) -> None:
+        """Queue or run ``request``; whatever is wrong is its answer."""
+        try:
+            self._accept(request, respond)
+        except ServingError as error:
+            self._metrics.add("berth_invocations_total", code=error.code)
+            respond(m.Answer(request.id, error.to_failure()))
+
+    def _accept(self, request: m.Invoke, respond: Respond) -> None:
+        model = self._models.get(request.model or SINGLE)
+        if model is None or model.life not in CALLABLE:
+            raise self._not_callable(request.model, model)
+        if self.draining:
+            raise Draining("the server is shutting down", retry_after_s=5.0)
+        waiting = len(model.waiting) + model.in_flight
+        if waiting >= self._settings.queue_length:
+            raise QueueFull(f"{waiting} requests wait for model {model.name!r} already; try again", retry_after_s=1.0)
+        size = len(request.payload.body)
+        if self._queued_bytes + size > QUEUE_BYTES:
+            raise QueueFull("the bodies that wait take all the memory they may; try again", retry_after_s=1.0)
+        now = time.monotonic()
+        timeout_s = model.manifest.settings.timeout_s if model.manifest is not None else LOADING_S
+        key = (respond, request.id)
+        self._queued_bytes += size
+
+        def settle(result: Payload | Failure) -> None:
+            # All bookkeeping before the answer, so that whoever gets it may call again at once.
+            self._tickets.pop(key, None)
+            self._queued_bytes -= size
+            code = result.code if isinstance(result, Failure) else "ok"
+            self._metrics.add("berth_invocations_total", code=code)
+            self._metrics.observe("berth_invocation_seconds", time.monotonic() - now)
+            respond(m.Answer(request.id, result))
+
+        ticket = Ticket(request.payload, settle, now, min(request.deadline, now + timeout_s))
+        self._tickets[key] = (ticket, model)
+        if model.residency is Residency.DEVICE and not model.waiting and model.life is Life.READY:
+            self._submit(model, ticket)
+        else:
+            model.waiting.append(ticket)
+            self.want(model)
+
+    def _not_callable(self, name: str, model: Model | None) -> ServingError:
+        if model is not None and model.life is Life.QUARANTINED:
+            return Quarantined(f"model {model.name!r} is out of service: {model.reason}; unload it and load it anew")
+        if not name:
+            return ModelNotFound(
+                "no single model is loaded here: put one under the `model` folder, or call /models/{name}/invoke"
+            )
+        return ModelNotFound(f"no model {name!r} is registered; POST /models registers one, GET /models lists them")
+
+    def _submit(self, model: Model, ticket: Ticket) -> None:
+        assert model.runner is not None
+        self._residence.hold(model)
+        model.in_flight += 1
+        answer = ticket.settle
+
+        def settle(result: Payload | Failure) -> None:
+            model.in_flight -= 1
+            self._ledger.touch(model.name, time.monotonic())
+            answer(result)
+            self.settled(model)
+
+        ticket.settle = settle
+        model.runner.submit(model.name, ticket)
+
+    def settled(self, model: Model) -> None:
+        """Nothing more may be in flight for ``model``: let it go if so."""
+        if model.held and not model.in_flight and model.runner is not None and not model.runner.busy(model.name):
+            self._residence.unhold(model)
+
+    def want(self, model: Model) -> None:
+        """See to it that ``model`` rises and what waits for it is run."""
+        if model.life is not Life.READY and model.life is not Life.DRAINING:
+            return  # the load, when it ends, looks at what waits
+        self._ledger.queue(model.name, model.waiting[0].arrived_s)
+        if model.rising is None:
+            model.rising = asyncio.get_running_loop().create_task(self._raise_up(model))
+
+    async def _raise_up(self, model: Model) -> None:
+        """Bring ``model`` to the device for what waits; on failure all of that gets the reason."""
+        try:
+            while model.waiting:
+                if model.residency is Residency.DEVICE:
+                    self._run_waiting(model)
+                elif model.residency is Residency.DISK:
+                    await self._residence.rise(model, max(ticket.deadline_s for ticket in model.waiting))
+                else:
+                    await asyncio.sleep(0.001)  # sinking: it ends by itself
+        except ServingError as error:
+            _log.warning("model %s does not come up: %s", model.name, error)
+            self.fail_waiting(model, error)
+        finally:
+            model.rising = None
+            if model.waiting:
+                self.want(model)
+
+    def _run_waiting(self, model: Model) -> None:
+        self._ledger.queue(model.name, None)
+        while model.waiting:
+            ticket = model.waiting.popleft()
+            if not ticket.dropped:
+                self._submit(model, ticket)
+
+    def fail_waiting(self, model: Model, error: ServingError) -> None:
+        """Answer everything that waits for ``model`` with ``error``."""
+        if model.name in self._ledger:
+            self._ledger.queue(model.name, None)
+        failure = error.to_failure()
+        while model.waiting:
+            ticket = model.waiting.popleft()
+            if not ticket.dropped:
+                ticket.dropped = True
+                ticket.settle(failure)
+
+    def cancel(self, request_id: int, respond: Respond) -> None:
+        """Drop a request whose caller is gone; one that already runs ends for nothing."""
+        found = self._tickets.get((respond, request_id))
+        if found is not None:
+            self._drop(found[0], found[1], respond, request_id)
+            self._metrics.add("berth_invocations_total", code="caller_gone")
+
+    def gone(self, respond: Respond) -> None:
+        """Drop everything of a front that died."""
+        for peer, request_id in [key for key in self._tickets if key[0] == respond]:
+            self.cancel(request_id, peer)
+
+    def _drop(self, ticket: Ticket, model: Model, respond: Respond, request_id: int) -> None:
+        self._tickets.pop((respond, request_id), None)
+        self._queued_bytes -= len(ticket.payload.body)
+        if not ticket.dropped:
+            waiting = ticket in model.waiting
+            ticket.drop()
+            if not waiting:
+                model.in_flight -= 1
+                self.settled(model)
+
+    async def _sweep(self) -> None:
+        """Answer in time what did not come in time; the work itself runs on."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            now = time.monotonic()
+            late = [(key, *found) for key, found in self._tickets.items() if found[0].deadline_s <= now]
+            for (respond, request_id), ticket, model in late:
+                waited = now - ticket.arrived_s
+                error = ModelTimeout(
+                    f"model {model.name!r} gave no answer within {waited:.1f} s; make the work shorter, or raise "
+                    "timeout_s in the archive's berth.json (the platform itself waits 60 s)"
+                )
+                self._drop(ticket, model, respond, request_id)
+                self._metrics.add("berth_invocations_total", code=error.code)
+                respond(m.Answer(request_id, error.to_failure()))

@@ -1,0 +1,120 @@
+"""The engine: the seven verbs, each handed to the part that does it.
+
+Lives on one event loop and never blocks it: files are read on loader threads, batches run on lanes, authors' code runs
+in host children.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from container.engine.calls import Calls
+from container.engine.lifecycle import SHOWN
+from container.engine.loading import Loading
+from container.engine.models import Registry
+from container.engine.residence import Residence
+from container.memory.keeper import Keeper
+from container.memory.ledger import Tier
+from container.metrics import Metrics
+from container.wire import messages as m
+from container.wire.api import Respond
+
+
+class Engine:
+    """The Service that fronts talk to."""
+
+    def __init__(
+        self,
+        device: str,
+        models: Registry,
+        keeper: Keeper,
+        residence: Residence,
+        calls: Calls,
+        loading: Loading,
+        metrics: Metrics,
+    ) -> None:
+        self._device = device
+        self._models = models
+        self._keeper = keeper
+        self._residence = residence
+        self._calls = calls
+        self._loading = loading
+        self._metrics = metrics
+
+    def invoke(self, request: m.Invoke, respond: Respond) -> None:
+        """Queue or run ``request``; whatever is wrong is its answer."""
+        self._calls.invoke(request, respond)
+
+    def cancel(self, request_id: int, respond: Respond) -> None:
+        """Drop a request whose caller is gone."""
+        self._calls.cancel(request_id, respond)
+
+    def gone(self, respond: Respond) -> None:
+        """Drop everything of a front that died."""
+        self._calls.gone(respond)
+
+    async def load(self, request: m.Load) -> m.Loaded:
+        """Register a model and bring it up."""
+        return await self._loading.load(request)
+
+    async def unload(self, request: m.Unload) -> m.Unloaded:
+        """Drain a model, free its bytes, forget it."""
+        return await self._loading.unload(request)
+
+    async def list(self, request: m.List) -> m.Page:
+        """Return the ready models, sorted by name."""
+        models, token = self._models.page(request.limit, request.token)
+        return m.Page(request.id, [m.Entry(model.name, model.url) for model in models], token)
+
+    async def describe(self, request: m.Describe) -> m.Description:
+        """Return what callers may know of one model."""
+        model = self._models.known(request.name)
+        ledger = self._keeper.ledger
+        there = model.name in ledger
+        return m.Description(
+            request.id,
+            model.name,
+            model.url,
+            SHOWN[model.life],
+            (ledger.tier(model.name) if there else Tier.DISK).value,
+            ledger.bytes(model.name) if there else 0,
+            ledger.shared_bytes(model.name) if there else 0,
+            model.reason,
+            model.manifest.task if model.manifest is not None else "",
+            model.kind,
+        )
+
+    async def ready(self, request: m.Ready) -> m.Status:
+        """Return that the engine is up."""
+        return m.Status(request.id, "draining" if self._calls.draining else "ready", self._device, os.getpid())
+
+    async def stats(self, request: m.Stats) -> m.Figures:
+        """Return what is counted and what is where."""
+        sums = self._keeper.ledger.figures(Tier.DEVICE)
+        rows = self._metrics.rows()
+        rows += [
+            ("berth_memory_bytes", {"tier": "device", "kind": kind}, float(getattr(sums, kind)))
+            for kind in sums._fields
+        ]
+        tiers = {tier.value: 0 for tier in (Tier.DEVICE, Tier.DISK)}
+        for model in self._models.all():
+            if model.name in self._keeper.ledger:
+                tiers[self._keeper.ledger.tier(model.name).value] += 1
+        rows += [("berth_models", {"tier": tier}, float(count)) for tier, count in tiers.items()]
+        rows.append(("berth_promotions_total", {}, float(self._residence.promotions)))
+        rows.append(("berth_demotions_total", {}, float(self._keeper.demotions)))
+        rows.append(("berth_requests_in_flight", {}, float(len(self._calls))))
+        return m.Figures(request.id, rows)
+
+    def counts(self, counts: m.Counts) -> None:
+        """Add what a front counted by itself."""
+        for route, status, number in counts.requests:
+            self._metrics.add("berth_http_requests_total", number, route=route, code=str(status))
+
+    async def drain(self, request: m.Drain) -> m.Status:
+        """Take no new work; return when nothing is in flight."""
+        self._calls.draining = True
+        while len(self._calls):
+            await asyncio.sleep(0.01)
+        return m.Status(request.id, "drained", self._device, os.getpid())

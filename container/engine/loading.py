@@ -1,0 +1,220 @@
+"""Models come and go: load and unload, the registry told to the supervisor, failures remembered for a while.
+
+A load ends READY or raises and leaves nothing behind: the name is unknown, the bytes are back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+
+import msgspec
+
+from container import log
+from container.archive import describe
+from container.archive.manifest import Manifest
+from container.engine.calls import Calls
+from container.engine.lifecycle import Life, Residency
+from container.engine.models import SINGLE, Model, Registry, check_name
+from container.engine.residence import Residence
+from container.engine.runners import Runner
+from container.errors import (
+    BadArchive,
+    BadModelPath,
+    Draining,
+    LoadFailed,
+    ModelExists,
+    ModelMissing,
+    ModelNotFound,
+    ServingError,
+)
+from container.memory.keeper import Keeper
+from container.memory.ledger import Segment
+from container.metrics import Metrics
+from container.settings import Settings
+from container.wire import messages as m
+
+_log = log.get(__name__)
+
+#: A load gives up before the platform does (360 s, contract.md 2.3); a drain is what DELETE waits for at most.
+LOAD_S = 350.0
+DRAIN_S = 60.0
+#: A load that failed for its own fault answers the same at once for this long: a storm of retries costs nothing.
+REMEMBER_S = 60.0
+
+
+class Loading:
+    """Load and unload. ``tell`` reports changes of the registry to the supervisor, before callers know of them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: Registry,
+        keeper: Keeper,
+        residence: Residence,
+        calls: Calls,
+        runners: Callable[[Manifest], Runner],
+        loaders: Executor,
+        tell: Callable[[m.Control], None],
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._models = models
+        self._keeper = keeper
+        self._residence = residence
+        self._calls = calls
+        self._runners = runners
+        self._loaders = loaders
+        self._tell = tell
+        self._metrics = metrics
+        self._failures: dict[tuple[str, int], tuple[float, ServingError]] = {}
+
+    async def load(self, request: m.Load) -> m.Loaded:
+        """Register ``request.name`` and bring it up; a failure leaves nothing behind."""
+        check_name(request.name)
+        folder = self._folder(request.url)
+        await self._free_name(request.name)
+        memory_key = (request.url, _newest_mtime_ns(folder))
+        self._recall(memory_key)
+        if self._calls.draining:
+            raise Draining("the server is shutting down", retry_after_s=5.0)
+        model = Model(request.name, request.url)
+        model.loading = asyncio.get_running_loop().create_future()
+        model.live("load")
+        self._models.add(model)
+        started = time.monotonic()
+        try:
+            await self._bring_in(model, folder)
+        except ServingError as error:
+            self._forget_failed(model, error, memory_key)
+            raise
+        finally:
+            if not model.loading.done():
+                model.loading.set_result(None)
+        model.loading = None
+        if model.waiting:
+            self._calls.want(model)
+        nbytes = self._keeper.ledger.bytes(model.name)
+        took_s = time.monotonic() - started
+        self._metrics.observe("berth_load_seconds", took_s)
+        _log.info(
+            "loaded %s (%s, %d bytes) in %.0f ms %s", model.name, model.kind, nbytes, took_s * 1e3, model.times_ms
+        )
+        return m.Loaded(request.id, nbytes, model.times_ms)
+
+    async def _bring_in(self, model: Model, folder: Path) -> None:
+        """ABSENT to READY, with the supervisor told last."""
+        hf_task = self._settings.hf_task if model.name == SINGLE else ""
+        work = functools.partial(describe.describe, folder, program=self._settings.program, hf_task=hf_task)
+        loop = asyncio.get_running_loop()
+        manifest = model.manifest = await loop.run_in_executor(self._loaders, work)
+        if manifest.code_dir and not self._settings.allow_code:
+            raise BadArchive(f"model {model.name!r} brings its own code and BERTH_ALLOW_CODE=off forbids that")
+        model.runner = self._runners(manifest)
+        predicted = await loop.run_in_executor(self._loaders, model.runner.predict, manifest)
+        self._register(model, predicted)
+        deadline_s = time.monotonic() + LOAD_S
+        await self._residence.rise(model, deadline_s)
+        model.live("loaded")
+        model.live("measured")
+        self._tell(
+            m.Registered(model.name, model.url, msgspec.msgpack.encode(manifest), self._keeper.ledger.bytes(model.name))
+        )
+
+    def _register(self, model: Model, nbytes: int) -> None:
+        assert model.manifest is not None
+        pinned = model.manifest.settings.pin
+        self._keeper.ledger.add(model.name, [Segment(model.name, nbytes)], pinned=pinned, at=time.monotonic())
+
+    def replay(self, registered: m.Registered) -> None:
+        """Take in a model that an earlier engine had: known at once, on disk, up on its next call."""
+        model = Model(registered.name, registered.url)
+        model.manifest = msgspec.msgpack.decode(registered.manifest, type=Manifest)
+        model.runner = self._runners(model.manifest)
+        self._register(model, registered.size_bytes)
+        model.live("load")
+        model.live("loaded")
+        model.live("measured")
+        self._models.add(model)
+
+    def _folder(self, url: str) -> Path:
+        """Return the folder of ``url``. Raises BadModelPath or ModelMissing."""
+        folder = Path(os.path.realpath(url.removeprefix("file://")))
+        roots = [Path(os.path.realpath(root)) for root in self._settings.models_roots]
+        if "\0" in url or not any(root in (folder, *folder.parents) for root in roots):
+            raise BadModelPath(
+                f"url {url[:200]!r} is not under a folder that models may be loaded from: "
+                f"{', '.join(map(str, self._settings.models_roots))} (SAGEMAKER_BASE_DIR sets the first two)"
+            )
+        if not folder.is_dir():
+            raise ModelMissing(f"url {url[:200]!r}: there is no such folder; it must hold the extracted archive")
+        return folder
+
+    async def _free_name(self, name: str) -> None:
+        """Return once ``name`` is free. Raises ModelExists, or the failure of a load that was under way."""
+        while (there := self._models.get(name)) is not None:
+            if there.loading is not None:
+                await asyncio.shield(there.loading)
+            elif there.life in (Life.DRAINING, Life.LEAVING, Life.FAILED):
+                await asyncio.sleep(0.01)
+            else:
+                raise ModelExists(f"model {name!r} is already registered; DELETE /models/{name} first to replace it")
+
+    def _recall(self, key: tuple[str, int]) -> None:
+        remembered = self._failures.get(key)
+        if remembered is not None and remembered[0] > time.monotonic():
+            raise remembered[1]
+
+    def _forget_failed(self, model: Model, error: ServingError, key: tuple[str, int]) -> None:
+        _log.error("model %s is not loaded: %s: %s", model.name, error.code, error)
+        if isinstance(error, BadArchive | LoadFailed):
+            now = time.monotonic()
+            self._failures = {k: v for k, v in self._failures.items() if v[0] > now}
+            self._failures[key] = (now + REMEMBER_S, error)
+        assert model.loading is not None
+        model.loading.set_exception(error)
+        model.loading.exception()  # nobody may be waiting for it
+        self._calls.fail_waiting(model, error)
+        model.live("failed")
+        self._remove(model)
+
+    def _remove(self, model: Model) -> None:
+        if model.name in self._keeper.ledger:
+            self._keeper.ledger.drop(model.name)
+        model.live("gone")
+        self._models.remove(model.name)
+        self._keeper.changed()
+
+    async def unload(self, request: m.Unload) -> m.Unloaded:
+        """Drain ``request.name``, free its bytes, forget it."""
+        model = self._models.get(request.name)
+        if model is not None and model.loading is not None:
+            await asyncio.wait([model.loading])
+            model = self._models.get(request.name)
+        if model is None or model.life not in (Life.READY, Life.QUARANTINED):
+            raise ModelNotFound(f"no model {request.name!r} is registered, so there is nothing to unload")
+        model.live("unload")
+        self._tell(m.Forgotten(model.name))
+        deadline_s = time.monotonic() + DRAIN_S
+        while model.busy and time.monotonic() < deadline_s:
+            await asyncio.sleep(0.005)
+        model.live("expired" if model.busy else "idle")
+        self._calls.fail_waiting(model, Draining(f"model {model.name!r} was unloaded while the request waited"))
+        while model.residency in (Residency.RISING, Residency.SINKING):
+            await asyncio.sleep(0.005)
+        freed = self._keeper.ledger.bytes(model.name) if model.residency is Residency.DEVICE else 0
+        self._residence.unhold(model)
+        await self._residence.sink(model.name)
+        self._remove(model)
+        _log.info("unloaded %s, %d bytes are back", model.name, freed)
+        return m.Unloaded(request.id, freed)
+
+
+def _newest_mtime_ns(folder: Path) -> int:
+    """Return the newest change under ``folder``: what tells a mended archive from the one that failed."""
+    return max((entry.stat().st_mtime_ns for entry in [folder, *folder.rglob("*")]), default=0)

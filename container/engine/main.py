@@ -1,0 +1,189 @@
+"""The engine's process: puts the parts together, takes the registry over, opens the door.
+
+    supervisor ──fd──> Registered ... Begin        (what an earlier engine had)
+    supervisor <──fd── Up, Registered, Forgotten   (what changes from here on)
+
+Started by ``supervise``; ends with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import uvloop
+
+from container import log
+from container.archive.manifest import Manifest
+from container.engine.calls import Calls
+from container.engine.engine import Engine
+from container.engine.loading import Loading
+from container.engine.models import SINGLE, Registry
+from container.engine.residence import Residence
+from container.engine.runners import ChildRunner, LaneRunner, Runner
+from container.errors import ServingError
+from container.handler import Weights
+from container.host.process import ChildProcess
+from container.lifeline import die_with_parent
+from container.memory import probe, weights
+from container.memory.keeper import Keeper
+from container.memory.ledger import Ledger, Tier
+from container.metrics import Metrics
+from container.model import resolve
+from container.model.dispatch import Dispatcher
+from container.model.lanes import Lanes
+from container.settings import Settings
+from container.wire import frames
+from container.wire import messages as m
+from container.wire.server import serve
+
+_log = log.get(__name__)
+_LOADERS = 2
+
+
+class Control:
+    """The line to the supervisor: a socket, written at once and in order, read until Begin."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self._reader = frames.FrameReader(frames.CONTROL)
+
+    def take_over(self) -> list[m.Registered]:
+        """Return the registry as the supervisor has it; blocks until Begin."""
+        registered: list[m.Registered] = []
+        while data := self._socket.recv(1 << 16):
+            for message in self._reader.feed(data):
+                if isinstance(message, m.Begin):
+                    return registered
+                if isinstance(message, m.Registered):
+                    registered.append(message)
+        raise SystemExit("the supervisor hung up before Begin")
+
+    def tell(self, message: m.Control) -> None:
+        """Send ``message``; it is in the kernel's hands, and survives this process, when this returns."""
+        self._socket.sendall(frames.encode(message))
+
+
+def pick_device(wanted: str) -> str:
+    """Return "cpu" or "cuda:N" for BERTH_DEVICE. Raises SystemExit when a wanted GPU is not there."""
+    if wanted == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda"):
+        number = int(wanted.partition(":")[2] or 0)
+        if not torch.cuda.is_available() or number >= torch.cuda.device_count():
+            raise SystemExit(f"BERTH_DEVICE={wanted}, but torch sees {torch.cuda.device_count()} CUDA devices")
+        return f"cuda:{number}"
+    return "cpu"
+
+
+def _tune(busy: int) -> None:
+    """Share the cores among the lanes that compute: one lane gets all of them, two get half each."""
+    wanted = max(1, len(os.sched_getaffinity(0)) // max(1, busy))
+    if torch.get_num_threads() != wanted:
+        torch.set_num_threads(wanted)
+
+
+class _Parts:
+    """The composition root: every part of one engine, made once."""
+
+    def __init__(self, settings: Settings, tell: Callable[[m.Control], None]) -> None:
+        self.device = pick_device(settings.device)
+        cores = len(os.sched_getaffinity(0))
+        limit = settings.memory_limit if settings.memory_limit is not None else probe.default_limit(self.device)
+        if settings.host_memory_limit is not None and self.device == "cpu":
+            _log.warning("BERTH_HOST_MEMORY_LIMIT has no meaning without a GPU and is ignored")
+        self.models = Registry()
+        metrics = Metrics()
+        loaders = ThreadPoolExecutor(_LOADERS, "loader")
+        dispatcher = Dispatcher(
+            Lanes(min(cores, 4) if self.device == "cpu" else 1, _tune if self.device == "cpu" else None)
+        )
+        self.keeper = Keeper(Ledger({Tier.DEVICE: limit}), lambda name: self.residence.sink(name), settings.eviction)
+        self.residence = Residence(self.models, self.keeper)
+        self.calls = Calls(settings, self.models, self.keeper.ledger, self.residence, metrics)
+        dispatcher.on_idle = self._idle
+
+        def open_weights(manifest: Manifest) -> Weights:
+            dtype = manifest.settings.dtype
+            folder = Path(manifest.model_dir)
+            return weights.open_weights(folder, dtype, self.device, allow_pickle=settings.allow_pickle)
+
+        lanes = LaneRunner(dispatcher, loaders, self.device, open_weights)
+        self.guests = ChildRunner(ChildProcess("guests", settings.run_dir, self.device))
+        self.guests.on_lost = self._lost
+
+        def runner_of(manifest: Manifest) -> Runner:
+            return lanes if resolve.place_of(manifest) == "engine" else self.guests
+
+        self.loading = Loading(
+            settings, self.models, self.keeper, self.residence, self.calls, runner_of, loaders, tell, metrics
+        )
+        self.engine = Engine(self.device, self.models, self.keeper, self.residence, self.calls, self.loading, metrics)
+        _log.info("device %s, %.1f MiB for models, %d cores", self.device, limit / 2**20, cores)
+
+    def _idle(self, name: str) -> None:
+        model = self.models.get(name)
+        if model is not None:
+            self.calls.settled(model)
+
+    def _lost(self, names: list[str], status: int) -> None:
+        for model in self.models.all():
+            if model.name in names:
+                self.residence.lost(model)
+
+
+async def _load_first(parts: _Parts, first: list[m.Registered], tell: Callable[[m.Control], None]) -> None:
+    """Load what the server was started with; only the single model is worth dying for."""
+    for entry in first:
+        try:
+            await parts.loading.load(m.Load(0, entry.name, entry.url))
+        except ServingError as error:
+            if entry.name == SINGLE:
+                tell(m.Fatal(f"the model in {entry.url} does not load: {error}"))
+
+
+async def _run(settings: Settings, control: Control, registered: list[m.Registered]) -> None:
+    parts = _Parts(settings, control.tell)
+    parts.guests.start()
+    for entry in registered:
+        if entry.manifest:
+            parts.loading.replay(entry)
+    server = await serve(parts.engine, settings.run_dir / "engine.sock")
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    control.tell(m.Up(parts.device))
+    first = asyncio.get_running_loop().create_task(
+        _load_first(parts, [entry for entry in registered if not entry.manifest], control.tell)
+    )
+    await ended.wait()
+    first.cancel()
+    server.close()
+    await parts.guests.stop()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m container.engine.main``."""
+    parser = argparse.ArgumentParser(description="The process that owns the device; started by `berth serve`.")
+    parser.add_argument("--control", type=int, required=True, help="descriptor of the line to the supervisor")
+    parser.add_argument("--parent", type=int, required=True, help="pid of the supervisor, with which this process ends")
+    options = parser.parse_args(argv)
+    die_with_parent(options.parent)
+    settings = Settings.of_process()
+    log.configure("engine", settings.log_level)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    control = Control(options.control)
+    registered = control.take_over()
+    uvloop.run(_run(settings, control, registered))
+    os._exit(0)  # lanes may be deep in a batch that nobody waits for
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""``berth serve``: starts engine and front, keeps the registry, restarts what dies, reaps, stops in time.
+
+    supervisor (PID 1 in the image)
+      ├─ engine   dies: a new one gets the registry and answers again; the front says 503 meanwhile
+      └─ front    gunicorn; dies: started again
+
+The registry lives here, in memory, for as long as this process does: nothing on disk outlives what it describes. One
+waitid loop reaps everything, orphans of orphans included, as PID 1 must. Does not cover: hung code (issue 6).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from typing import TextIO
+
+from container import log
+from container.settings import Settings, child_environment
+from container.wire import frames
+from container.wire import messages as m
+
+_log = log.get(__name__)
+
+#: SIGTERM to exit: under the 30 s after which the platform kills.
+STOP_S = 25.0
+FRONT_STOP_S = 21.0
+#: More engine deaths than this within the window: the instance is not worth keeping, /ping says so.
+DEATHS, WINDOW_S = 3, 300.0
+#: The front is started again after this long; one that dies sooner than it lived to answer ends the server.
+FRONT_LEAST_S = 2.0
+
+
+class Supervisor:
+    """One server. ``run`` returns its exit status."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._selector = selectors.DefaultSelector()
+        self._registry: dict[str, m.Registered] = {}
+        self._control: socket.socket | None = None
+        self._reader = frames.FrameReader(frames.CONTROL)
+        self._engine_pid = 0
+        self._front_pid = 0
+        self._front_born_s = 0.0
+        self._engine_deaths: deque[float] = deque(maxlen=DEATHS + 1)
+        self._stop_by_s: float | None = None
+        self._status = 0
+        self._unhealthy = settings.run_dir / "unhealthy"
+        self._lock: TextIO | None = None
+
+    def run(self, first: list[m.Registered]) -> int:
+        """Serve until SIGTERM or SIGINT; ``first`` is loaded at start. Return 0, or 1 with the reason in the log."""
+        self._prepare()
+        wake, wake_write = socket.socketpair()
+        for end in (wake, wake_write):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        self._selector.register(wake, selectors.EVENT_READ, "signals")
+        self._registry = {entry.name: entry for entry in first}
+        self._start_engine()
+        while self._engine_pid or self._front_pid or self._stop_by_s is None:
+            for key, _ in self._selector.select(self._patience_s()):
+                if key.data == "signals":
+                    self._on_signals(wake.recv(4096))
+                else:
+                    self._on_control()
+            self._enforce()
+        _log.info("stopped with status %d", self._status)
+        return self._status
+
+    def _prepare(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        _log.debug("descriptors: %d, was %d", hard, soft)
+        run_dir = self._settings.run_dir
+        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = (run_dir / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SystemExit(
+                f"another berth server runs on port {self._settings.port} with the same state folder; "
+                "stop it, or set SAGEMAKER_BIND_TO_PORT or BERTH_STATE_DIR"
+            ) from None
+        self._unhealthy.unlink(missing_ok=True)
+
+    def _patience_s(self) -> float | None:
+        return None if self._stop_by_s is None else 0.1
+
+    # ---------------------------------------------------------------- children
+
+    def _start_engine(self) -> None:
+        """Spawn an engine and tell it the registry."""
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "container.engine.main", "--control", str(theirs.fileno())]
+        self._engine_pid = self._spawn([*command, "--parent", str(os.getpid())], pass_fds=(theirs.fileno(),))
+        theirs.close()
+        self._control, self._reader = ours, frames.FrameReader(frames.CONTROL)
+        self._selector.register(ours, selectors.EVENT_READ, "control")
+        try:
+            for entry in self._registry.values():
+                ours.sendall(frames.encode(entry))
+            ours.sendall(frames.encode(m.Begin()))
+        except OSError as error:
+            _log.error("the engine died before it took the registry over: %s", error)
+
+    def _start_front(self) -> None:
+        command = [sys.executable, "-m", "gunicorn", "-c", "python:container.front.gunicorn_conf"]
+        self._front_pid = self._spawn(command)
+        self._front_born_s = time.monotonic()
+
+    @staticmethod
+    def _spawn(command: list[str], pass_fds: tuple[int, ...] = ()) -> int:
+        """Start a process in a session of its own, so that a terminal's Ctrl-C reaches only this one."""
+        environ = child_environment()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, env=environ, pass_fds=pass_fds, start_new_session=True
+        )
+        process.returncode = 0  # reaped by our own waitid loop; Popen must not look for it
+        return process.pid
+
+    # ------------------------------------------------------------------ events
+
+    def _on_control(self) -> None:
+        """Read what the engine tells; its hanging up is its death, which SIGCHLD reports."""
+        assert self._control is not None
+        data = self._control.recv(1 << 16)
+        if not data:
+            self._selector.unregister(self._control)
+            self._control.close()
+            self._control = None
+            return
+        for message in self._reader.feed(data):
+            match message:
+                case m.Registered():
+                    self._registry[message.name] = message
+                case m.Forgotten():
+                    self._registry.pop(message.name, None)
+                case m.Up():
+                    self._on_up(message)
+                case m.Fatal():
+                    _log.error("giving up: %s", message.reason)
+                    self._status = 1
+                    self._stop()
+
+    def _on_up(self, up: m.Up) -> None:
+        _log.info("engine is ready on %s with %d models registered", up.device, len(self._registry))
+        if not self._front_pid and self._stop_by_s is None:
+            self._start_front()
+            _log.info("serving on http://%s:%d", self._settings.host, self._settings.port)
+
+    def _on_signals(self, numbers: bytes) -> None:
+        if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            self._stop()
+        self._reap()
+
+    def _reap(self) -> None:
+        """Collect everything that has died, whoever's child it was."""
+        while True:
+            try:
+                died = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+            except ChildProcessError:
+                return
+            if died is None:
+                return
+            if died.si_pid == self._engine_pid:
+                self._engine_died(died)
+            elif died.si_pid == self._front_pid:
+                self._front_died(died)
+
+    def _engine_died(self, died: os.waitid_result) -> None:
+        self._engine_pid = 0
+        while self._control is not None:  # what it had told is still in the socket, and its end comes last
+            self._on_control()
+        if self._stop_by_s is not None:
+            return
+        now = time.monotonic()
+        self._engine_deaths.append(now)
+        _log.error("the engine died (%s); starting a new one with %d models", _how(died), len(self._registry))
+        if len(self._engine_deaths) > DEATHS and now - self._engine_deaths[0] < WINDOW_S:
+            self._unhealthy.write_text(f"the engine died {len(self._engine_deaths)} times within {WINDOW_S:.0f} s")
+        if len(self._engine_deaths) > 1 and now - self._engine_deaths[-2] < 1.0:
+            time.sleep(1.0)  # an engine that dies at once must not fill the log
+        if not self._front_pid and len(self._engine_deaths) > DEATHS:
+            _log.error("giving up: the engine does not start")
+            self._status = 1
+            self._stop()
+            return
+        self._start_engine()
+
+    def _front_died(self, died: os.waitid_result) -> None:
+        self._front_pid = 0
+        if self._stop_by_s is not None:
+            return
+        if time.monotonic() - self._front_born_s < FRONT_LEAST_S:
+            _log.error(
+                "giving up: the HTTP server does not start (%s); is port %d free?", _how(died), self._settings.port
+            )
+            self._status = 1
+            self._stop()
+            return
+        _log.error("the HTTP server died (%s); starting a new one", _how(died))
+        self._start_front()
+
+    # -------------------------------------------------------------------- stop
+
+    def _stop(self) -> None:
+        """First the front finishes what it has, then the engine goes."""
+        if self._stop_by_s is None:
+            _log.info("stopping")
+            self._stop_by_s = time.monotonic() + STOP_S
+            self._signal(self._front_pid, signal.SIGTERM)
+
+    def _enforce(self) -> None:
+        """While stopping: the engine goes when the front has, and nobody outstays the limit."""
+        if self._stop_by_s is None:
+            return
+        left_s = self._stop_by_s - time.monotonic()
+        if self._front_pid and left_s < STOP_S - FRONT_STOP_S:
+            self._signal(self._front_pid, signal.SIGKILL, group=True)
+        if not self._front_pid and self._engine_pid:
+            self._signal(self._engine_pid, signal.SIGTERM if left_s > 1.0 else signal.SIGKILL)
+
+    @staticmethod
+    def _signal(pid: int, number: int, *, group: bool = False) -> None:
+        if pid:
+            try:
+                (os.killpg if group else os.kill)(pid, number)
+            except ProcessLookupError:
+                pass  # it has just ended by itself
+
+
+def _how(died: os.waitid_result) -> str:
+    """Return how a process ended, in words."""
+    if died.si_code == os.CLD_EXITED:
+        return f"exit status {died.si_status}"
+    return f"killed by {signal.Signals(died.si_status).name}"
+
+
+def serve(settings: Settings, first: list[m.Registered]) -> int:
+    """Run one server in this process until it is told to stop; return the exit status."""
+    log.configure("supervisor", settings.log_level)
+    return Supervisor(settings).run(first)
