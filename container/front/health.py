@@ -1,7 +1,7 @@
 """What /ping answers, decided from what this process knows already: it never waits for the engine.
 
 Healthy while the engine is connected or was lost less than GRACE_S ago; not before a single model is loaded; not
-when the supervisor has written why into ``<state_dir>/unhealthy``. A broken model of many does not count: the
+when the supervisor has written why into ``<run_dir>/unhealthy``. A broken model of many does not count: the
 platform replaces the whole instance when /ping fails.
 """
 
@@ -41,7 +41,7 @@ class Health:
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
-        self._unhealthy = settings.state_dir / "unhealthy"
+        self._unhealthy = settings.run_dir / "unhealthy"
         self.single_ready = settings.multi_model or not _has_files(settings.base_dir / "model")
 
     def reason(self, now: float) -> str:

@@ -11,9 +11,7 @@ from container.wire import messages as m
 
 payloads = st.builds(Payload, st.binary(max_size=200), st.text(max_size=20), st.text(max_size=20))
 replies = st.one_of(
-    st.builds(
-        m.Answers, st.integers(0, 2**40), st.lists(st.one_of(payloads, st.builds(Failure, st.text(), st.text())))
-    ),
+    st.builds(m.Answer, st.integers(0, 2**40), st.one_of(payloads, st.builds(Failure, st.text(), st.text()))),
     st.builds(m.Loaded, st.integers(0, 2**40), st.integers(0, 2**50)),
     st.builds(m.Page, st.integers(0, 9), st.lists(st.builds(m.Entry, st.text(), st.text()))),
 )

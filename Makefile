@@ -1,0 +1,49 @@
+# Check by default, repair on request. Every verb sets up what it needs; `make help` lists them.
+PYTHON ?= python3
+TORCH_INDEX_URL ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+# torch first and by pip alone, so that nothing else pulls another build of it.
+TORCH := torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint fix types bench image clean
+
+help: ## list the verbs
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with everything (TORCH_INDEX_URL= for machines that need another index for torch)
+
+$(STAMP): pyproject.toml .ci/setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH="$(TORCH)" TORCH_INDEX_URL="$(TORCH_INDEX_URL)" sh .ci/setup.sh
+	@touch $@
+
+demo: setup ## three kinds of models behind one endpoint, started and invoked (KEEP=1 leaves it running)
+	@$(BIN)/python -m local_test.demo
+
+test: setup ## the tests
+	@$(BIN)/python -m pytest
+
+lint: setup ## style, layers, generated parts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python .ci/readme.py --check
+
+fix: setup ## repair what lint can repair
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/python .ci/readme.py --write
+
+types: setup ## mypy, strict
+	@$(BIN)/mypy
+
+bench: setup ## figures beside the neighbours' (bench/README.md)
+	@$(BIN)/python -m bench $(ROWS)
+
+image: ## build the Docker image
+	@docker build --network=host -t berth .
+
+clean: ## remove what make made, the environment included
+	rm -rf $(VENV) .demo .bench build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
