@@ -91,6 +91,7 @@ def _from_json(body: bytes, parameters: Parameters) -> Any:
 
 def _where(reason: str, body: bytes) -> str:
     """Return msgspec's reason with the text around the byte it names."""
+    reason = reason.removeprefix("JSON is malformed: ")
     match = re.search(r"\(byte (\d+)\)", reason)
     if match is None:
         return f"{reason} (the body ends at byte {len(body)})" if "truncated" in reason else reason
@@ -160,10 +161,12 @@ def _to_csv(value: Any) -> bytes:
             raise _Unfit("its rows do not have the same names")
         rows = [names, *(list(row.values()) for row in rows)]
     rows = [row if isinstance(row, list) else [row] for row in rows]
-    if any(isinstance(cell, (list, dict)) for row in rows for cell in row):
+    if not all(cell is None or isinstance(cell, (str, int, float)) for row in rows for cell in row):
         raise _Unfit("it has more than two dimensions")
+    # The writer does not see that a lone \r ends a line for readers.
+    ends = any(isinstance(cell, str) and "\r" in cell for row in rows for cell in row)
     out = io.StringIO(newline="")
-    csv.writer(out, lineterminator="\n").writerows(rows)
+    csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL if ends else csv.QUOTE_MINIMAL).writerows(rows)
     return _utf8(out.getvalue())
 
 
@@ -193,7 +196,9 @@ def _to_npy(value: Any) -> bytes:
 def _to_npz(value: Any) -> bytes:
     """A dict of arrays under its keys, one array as ``arr_0`` as numpy.savez does."""
     arrays = value if isinstance(value, Mapping) else {"arr_0": value}
-    return npy.write_many({str(name): _array(array) for name, array in arrays.items()})
+    if not all(isinstance(name, str) for name in arrays):
+        raise _Unfit("its keys are not text")
+    return npy.write_many({name: _array(array) for name, array in arrays.items()})
 
 
 def _as_bytes(body: bytes, parameters: Parameters) -> bytes:

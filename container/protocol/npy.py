@@ -28,7 +28,7 @@ _MAX_DIMENSIONS = 32
 _MAGIC = b"\x93NUMPY"
 _DESCR = re.compile(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[?biufcSU]\d*)['"]""")
 _ORDER = re.compile(r"""['"]fortran_order['"]\s*:\s*(True|False)""")
-_SHAPE = re.compile(r"""['"]shape['"]\s*:\s*\(([\d,\s]*)\)""")
+_SHAPE = re.compile(r"""['"]shape['"]\s*:\s*\(\s*((?:\d{1,18}\s*,\s*)*(?:\d{1,18}\s*)?)\)""")
 
 
 def read(body: bytes) -> Array:
@@ -51,7 +51,7 @@ def read(body: bytes) -> Array:
 def _array(body: bytes, start: int, descr: str, fortran: bool, sizes: str) -> Array:
     try:
         dtype = np.dtype(descr)
-        shape = tuple(int(size) for size in re.findall(r"\d{1,19}", sizes))
+        shape = tuple(int(size) for size in re.findall(r"\d+", sizes))
     except TypeError as error:
         raise BadRequest(f"the .npy dtype {descr!r} is not one of numpy's") from error
     promised = math.prod(shape) * dtype.itemsize
@@ -72,7 +72,7 @@ def _array(body: bytes, start: int, descr: str, fortran: bool, sizes: str) -> Ar
 def _empty(shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool) -> Array:
     try:
         return np.empty(shape, dtype.newbyteorder("="), order="F" if fortran else "C")
-    except ValueError as error:  # (0, 10**18): no bytes, yet too large for numpy
+    except ValueError as error:  # (0, 10**17, 10**17): no bytes, yet too large for numpy
         raise BadRequest(f"the .npy shape {shape} is too large") from error
 
 
