@@ -36,15 +36,21 @@ def run(options: Options) -> Report:
         "tiny, tokenizer seen before": [archives.tiny(seed) for seed in range(options.rounds)],
         "BERT-base": [archives.base(seed) for seed in range(bases)],
     }
-    makers: dict[str, Callable[[], Server | Bare]] = {"bare": Bare, "mms": lambda: Mms("bert"), "berth": Berth}
+    makers: dict[str, Callable[[], Server | Bare]] = {
+        "bare": lambda: Bare(passive=True),
+        "mms": lambda: Mms("bert"),
+        "berth": Berth,
+    }
     with ExitStack() as stack:
-        peers: dict[str, Server | Bare] = {
-            name: stack.enter_context(make()) for name, make in makers.items() if name in options.peers
-        }
+        peers: dict[str, Server | Bare] = {}
+        for name, make in makers.items():
+            if name in options.peers:
+                peers[name] = make()
+                stack.enter_context(peers[name])
         for peer in peers.values():  # a server's very first load imports what later ones find imported
-            _cold(peer, "first", archives.tiny(900))
+            _cold(peer, archives.tiny(900))
         for kind, folders in kinds.items():
-            taken = _alternate(peers, kind, folders)
+            taken = _alternate(peers, folders)
             report.samples[kind] = taken
             report.tables.append(_table(kind, taken))
             report.goals += _goals(kind, taken)
@@ -53,21 +59,21 @@ def run(options: Options) -> Report:
     return report
 
 
-def _alternate(peers: dict[str, Server | Bare], kind: str, folders: list[Path]) -> dict[str, list[tuple[float, float]]]:
-    queues = {name: iter(enumerate(folders)) for name in peers}
+def _alternate(peers: dict[str, Server | Bare], folders: list[Path]) -> dict[str, list[tuple[float, float]]]:
+    queues = {name: iter(folders) for name in peers}
 
     def measure(name: str) -> tuple[float, float]:
-        number, folder = next(queues[name])
-        return _cold(peers[name], f"{kind.split(',')[0]}-{len(kind)}-{number}", folder)
+        return _cold(peers[name], next(queues[name]))
 
     return alternate({name: (lambda name=name: measure(name)) for name in peers}, len(folders))  # type: ignore[misc]
 
 
-def _cold(peer: Server | Bare, name: str, folder: Path) -> tuple[float, float]:
+def _cold(peer: Server | Bare, folder: Path) -> tuple[float, float]:
     """Return the seconds to the first answer, and those of a warm one (the best of ten; 0.0 for bare)."""
     archives.warm(folder)
     if isinstance(peer, Bare):
         return peer.cold(folder, _TEXT), 0.0
+    name = folder.name
     place = peer.place(name, folder)
     began = time.perf_counter()
     peer.post_model(name, place)
