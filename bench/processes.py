@@ -57,6 +57,22 @@ def cpu_seconds(pids: list[int]) -> float:
     return total * _TICK_S
 
 
+def label(pid: int) -> str:
+    """Return what a process is, in a word or two: the module or script that python runs, else the program."""
+    try:
+        words = [
+            word for word in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0") if word
+        ]
+    except OSError:
+        return "gone"
+    if not words:
+        return "unknown"
+    if "-m" in words[:-1]:
+        return words[words.index("-m") + 1]
+    script = next((word for word in words[1:] if not word.startswith("-")), words[0])
+    return Path(script if "python" in Path(words[0]).name else words[0]).name
+
+
 def machine_busy_seconds() -> float:
     """Return CPU seconds of everything on the machine so far, time stolen by the hypervisor included."""
     user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(

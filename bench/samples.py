@@ -17,27 +17,36 @@ class Sample:
     """outcome: of the load generator. cpu_us: CPU time of all the server's processes per answer, microseconds.
 
     others: share of all cores used by neither server nor generator, so that noise from elsewhere can be seen.
+    cpu_us_by_process: the same by what the process is.
     """
 
     outcome: Outcome
     cpu_us: float
+    cpu_us_by_process: dict[str, float]
     others: float
 
 
 def take(server: Server, spec: Spec) -> Sample:
     """Drive ``spec`` against ``server``. Raises PeerFailed when an answer was wrong: its speed means nothing then."""
     pids, began = server.pids(), time.monotonic()
-    cpu, machine = processes.cpu_seconds(pids), processes.machine_busy_seconds()
+    cpu, machine = {pid: processes.cpu_seconds([pid]) for pid in pids}, processes.machine_busy_seconds()
     outcome = drive(spec)
     wall = time.monotonic() - began
-    spent = processes.cpu_seconds(pids) - cpu
+    by_pid = {pid: processes.cpu_seconds([pid]) - before for pid, before in cpu.items()}
+    spent = sum(by_pid.values())
     if outcome.errors:
         raise PeerFailed(f"{server.name}: {outcome.errors} errors; the first: {outcome.first_error}\n{server.log()}")
+    answered = max(1, outcome.answered)
+    by_process: dict[str, float] = {}
+    for pid, seconds in by_pid.items():
+        name = processes.label(pid)
+        by_process[name] = round(by_process.get(name, 0.0) + seconds / answered * 1e6, 1)
     busy = processes.machine_busy_seconds() - machine
     client = outcome.client_cpu * (spec.seconds + spec.warmup_s)
     return Sample(
         outcome=outcome,
-        cpu_us=round(spent / max(1, outcome.answered) * 1e6, 1),
+        cpu_us=round(spent / answered * 1e6, 1),
+        cpu_us_by_process=dict(by_process),
         others=round(max(0.0, busy - spent - client) / wall / (os.cpu_count() or 1), 3),
     )
 
@@ -60,6 +69,12 @@ def p50(samples: list[Sample]) -> Series:
 def cpu(samples: list[Sample]) -> Series:
     """Return the server's CPU time per answer in microseconds, one a round."""
     return Series(tuple(sample.cpu_us for sample in samples))
+
+
+def by_process(samples: list[Sample]) -> str:
+    """Return the last sample's CPU microseconds an answer by process, the greatest first."""
+    shares = sorted(samples[-1].cpu_us_by_process.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {micros:.0f}" for name, micros in shares if micros >= 0.5)
 
 
 def _p99(latencies: Latencies) -> float:

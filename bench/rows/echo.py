@@ -36,6 +36,9 @@ def run(options: Options) -> Report:
         }
     report.goals = _goals(taken)
     report.notes.append("berth: the archive brings its code, so each request crosses front, engine and host child.")
+    for count, by_peer in taken.items():
+        for name, several in by_peer.items():
+            report.notes.append(f"CPU µs by process, {name} at {count}: {samples.by_process(several)}")
     report.notes.append("CPU: user and system time of all the server's processes over the answers they gave.")
     return report
 
