@@ -53,8 +53,12 @@ class Handler:
     task: ClassVar[str] = ""
     #: Warm-up, input of ``berth check``, payload of the local test and of the bench: one fact, four uses.
     example: ClassVar[Payload] = Payload(b"{}")
-    #: True when ``predict`` keeps no state between calls and may run on several threads at once.
-    reentrant: ClassVar[bool] = False
+    #: True when ``predict`` keeps no state between calls and may run on several threads at once; ``load`` may decide.
+    reentrant: bool = False
+    #: False when one call serves one request; ``predict`` is then given batches of one.
+    batched: ClassVar[bool] = True
+    #: The name the model is registered under; set by berth before ``load``, shown in log lines.
+    model_name: str = ""
 
     def load(self, model_dir: Path, context: Context) -> None:
         """Read the model under ``model_dir``; build on the CPU, the weights are placed for you.

@@ -1,0 +1,288 @@
+"""Authors' models, as they come: finding the networks in whatever ``model_fn`` returned, measuring and moving them.
+
+Authors build on the CPU and know nothing of devices. Here, not there, is decided where the weights lie: modules are
+moved as they are, and the outermost forward is hooked, so that inputs go in where the weights are and outputs come back
+to where the caller had the inputs. On a machine without a GPU placing does nothing at all.
+
+torch is looked up, never imported: an archive without it must not pay for it.
+Does not cover: plain tensors beside a module (they stay where the author has them), modules made after the load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+#: How deep and how far objects are searched; what an author nests deeper is found by nobody.
+_MAX_DEPTH = 6
+_MAX_OBJECTS = 20_000
+_LEAVES = (str, bytes, bytearray, memoryview, int, float, complex, bool, type(None), type, types.ModuleType)
+
+
+def _torch() -> Any:
+    module = sys.modules.get("torch")
+    return module if hasattr(module, "nn") else None
+
+
+def no_grad() -> contextlib.AbstractContextManager[Any]:
+    """Return a context without gradients; nothing where torch is not loaded."""
+    torch = _torch()
+    return contextlib.nullcontext() if torch is None else torch.no_grad()
+
+
+# --- finding ---------------------------------------------------------------------------------------------------------
+
+
+def _children(value: Any) -> Iterator[Any]:
+    """What ``value`` holds: items, attributes, what a function or method is bound to."""
+    if isinstance(value, Mapping):
+        yield from list(value.values())
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from value
+    elif isinstance(value, functools.partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, types.MethodType):
+        yield value.__self__
+    elif isinstance(value, types.FunctionType):
+        for cell in value.__closure__ or ():
+            with contextlib.suppress(ValueError):  # an empty cell
+                yield cell.cell_contents
+    yield from list(getattr(value, "__dict__", {}).values())
+    for kind in type(value).__mro__:
+        for slot in kind.__dict__.get("__slots__", ()):
+            if isinstance(slot, str) and slot not in ("__dict__", "__weakref__"):
+                yield getattr(value, slot, None)
+
+
+def _walk(value: Any, leaf: Callable[[Any], bool]) -> Iterator[Any]:
+    """Yield ``value`` and what it holds, breadth first, each once; what is a ``leaf`` is not entered."""
+    seen: set[int] = set()
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        below: list[Any] = []
+        for each in level:
+            if isinstance(each, _LEAVES) or id(each) in seen or len(seen) > _MAX_OBJECTS:
+                continue
+            seen.add(id(each))
+            yield each
+            if not leaf(each):
+                below.extend(_children(each))
+        level = below
+
+
+def _finds(value: Any) -> tuple[list[nn.Module], list[Tensor], list[Any]]:
+    """Modules (outermost), tensors outside of them, and Hugging Face pipelines held by ``value``."""
+    torch = _torch()
+    if torch is None:
+        return [], [], []
+    ends = (torch.nn.Module, torch.Tensor)
+    modules: list[nn.Module] = []
+    tensors: list[Tensor] = []
+    pipelines: list[Any] = []
+    for each in _walk(value, lambda held: isinstance(held, ends)):
+        if isinstance(each, torch.nn.Module):
+            modules.append(each)
+        elif isinstance(each, torch.Tensor):
+            tensors.append(each)
+        elif _is_pipeline(each):
+            pipelines.append(each)
+    inner = {id(part) for module in modules for part in module.modules() if part is not module}
+    return [module for module in modules if id(module) not in inner], tensors, pipelines
+
+
+def _is_pipeline(value: Any) -> bool:
+    return any(
+        kind.__name__ == "Pipeline" and kind.__module__.startswith("transformers.") for kind in type(value).__mro__
+    )
+
+
+def find_modules(value: Any) -> list[nn.Module]:
+    """Return the outermost modules inside ``value``: module, dict, list, tuple, object, closure, pipeline; nested."""
+    return _finds(value)[0]
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    modules, tensors, _ = _finds(value)
+    for module in modules:
+        yield from module.parameters()
+        yield from module.buffers()
+    yield from tensors
+
+
+def _strided(tensor: Any) -> list[Any]:
+    """The strided tensors that hold the values of ``tensor``: itself, or the parts of a sparse or wrapping one."""
+    torch = _torch()
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return [part for name in names for part in _strided(getattr(tensor, name))]
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor] if tensor.layout is torch.strided and tensor.device.type != "meta" else []
+
+
+def measure(value: Any) -> int:
+    """Return the bytes of all tensors inside ``value``, each storage once, tied and sliced ones too."""
+    storages: dict[tuple[str, int], int] = {}
+    for tensor in _tensors(value):
+        for part in _strided(tensor):
+            storage = part.untyped_storage()
+            storages[str(part.device), storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def opaque(value: Any) -> bool:
+    """Return whether something inside ``value`` cannot be moved as a module: it is then dropped and loaded again.
+
+    That is: sparse, quantised or subclassed tensors, lazy or meta ones, models that a library has spread over devices
+    or quantised, and TorchScript whose graph names a device or whose weights are frozen into it.
+    """
+    torch = _torch()
+    if torch is None:
+        return False
+    plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    for tensor in _tensors(value):
+        if (
+            type(tensor) not in plain
+            or tensor.layout is not torch.strided
+            or tensor.is_quantized
+            or tensor.device.type == "meta"
+        ):
+            return True
+    return any(_stuck(part) for module in find_modules(value) for part in module.modules())
+
+
+def _stuck(module: Any) -> bool:
+    torch = _torch()
+    if getattr(module, "hf_device_map", None) or getattr(module, "hf_quantizer", None):
+        return True
+    if not isinstance(module, torch.jit.ScriptModule):
+        return False
+    if next(module.parameters(), None) is None and next(module.buffers(), None) is None:
+        return True
+    graph = getattr(module, "inlined_graph", None)
+    return graph is not None and "Device = prim::Constant" in str(graph)
+
+
+# --- placing ---------------------------------------------------------------------------------------------------------
+
+
+def moved(value: Any, device: Any) -> Any:
+    """Return ``value`` with its tensors on ``device``; dict, list, tuple, named tuple and ModelOutput keep their type.
+
+    Containers without a tensor that has to move come back as they are, the same object.
+    """
+    torch = _torch()
+    if isinstance(value, torch.Tensor):
+        return value if value.device == device else value.to(device)
+    if isinstance(value, torch.nn.utils.rnn.PackedSequence):
+        return value.to(device)  # its batch_sizes stay on the CPU
+    if isinstance(value, Mapping):
+        changed = {key: new for key, old in value.items() if (new := moved(old, device)) is not old}
+        if not changed:
+            return value
+        copied: Any = copy.copy(value)
+        for key, new in changed.items():
+            copied[key] = new
+        return copied
+    if isinstance(value, (list, tuple)):
+        items = [moved(item, device) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _first_device(value: Any) -> Any:
+    """The device of the first tensor in ``value``, None if there is none."""
+    torch = _torch()
+    if isinstance(value, torch.Tensor):
+        return value.device
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    for item in items:
+        device = _first_device(item)
+        if device is not None:
+            return device
+    return None
+
+
+class _Ferry:
+    """Takes inputs of a module to its device and outputs back; only at the outermost of nested calls.
+
+    ``generate`` calls the module again for each token, and there nothing must travel.
+    """
+
+    def __init__(self) -> None:
+        self.device: Any = None
+        self._local = threading.local()
+
+    def go(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        trips: list[Any] = self._local.__dict__.setdefault("trips", [])
+        if trips or self.device is None:
+            trips.append(None)
+            return arguments, named
+        trips.append(_first_device((arguments, named)))
+        return moved(arguments, self.device), moved(named, self.device)
+
+    def back(self, output: Any) -> Any:
+        home = self._local.trips.pop()
+        return output if home is None or home == self.device else moved(output, home)
+
+    def before(self, module: Any, arguments: Any, named: Any) -> Any:
+        return self.go(arguments, named)
+
+    def after(self, module: Any, arguments: Any, named: Any, output: Any) -> Any:
+        return self.back(output)
+
+
+def _generate(self: Any, *arguments: Any, **named: Any) -> Any:
+    """``generate`` of a placed module."""
+    ferry: _Ferry = self._berth_ferry
+    arguments, named = ferry.go(arguments, named)
+    output = None
+    try:
+        output = type(self).generate(self, *arguments, **named)
+    finally:
+        output = ferry.back(output)
+    return output
+
+
+def place(value: Any, device: str) -> None:
+    """Move the modules inside ``value`` to ``device`` ("cpu", "cuda:0"), in place, and hook their outermost forward.
+
+    May be called again with another device, back to "cpu" included. Hugging Face pipelines get their ``device`` set.
+    """
+    torch = _torch()
+    if torch is None:
+        return
+    modules, _, pipelines = _finds(value)
+    target = torch.device(device)
+    for module in modules:
+        ferry = module.__dict__.get("_berth_ferry")
+        if ferry is None and target.type == "cpu":
+            continue
+        if ferry is None:
+            ferry = module.__dict__["_berth_ferry"] = _Ferry()
+            module.register_forward_pre_hook(ferry.before, with_kwargs=True)
+            module.register_forward_hook(ferry.after, with_kwargs=True, always_call=True)
+            if callable(getattr(type(module), "generate", None)):
+                module.__dict__["generate"] = types.MethodType(_generate, module)
+        module.to(target)
+        ferry.device = None if target.type == "cpu" else target
+    for pipeline in pipelines:
+        pipeline.device = target

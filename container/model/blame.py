@@ -1,0 +1,106 @@
+"""Whose fault an exception is, and how to say so: any exception to one of the error tree.
+
+    ServingError ─────────────────────────────> itself
+    MemoryError, torch's, ENOMEM, ENOSPC ─────> OutOfMemory
+    anything else ─ while loading ────────────> LoadFailed    (type and text of the author's exception, no traceback)
+                  └ while answering ──────────> ModelFailed
+
+A text that merely looks like running out of memory (``ValueError("out of memory")``) does not count: only types, and
+for the plain RuntimeErrors of torch's back ends a few exact texts. Looks torch up, never imports it.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+import traceback
+
+from container.errors import LoadFailed, ModelFailed, OutOfMemory, ServingError
+
+#: Characters of an author's message that reach a caller.
+MAX_TEXT = 500
+
+_MEMORY_ERRNOS = (errno.ENOMEM, errno.ENOSPC)
+_MEMORY_TEXTS = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "Cannot allocate memory (12)",
+)
+#: An absolute path of at least two parts, not inside a url or a word; its last part is kept.
+_PATH = re.compile(r"(?<![\w/:.])/(?:[^\s/'\":,;()\[\]]+/)+([^\s/'\":,;()\[\]]*)")
+#: The private package of an archive (``model/imports``), which its author does not know.
+_PACKAGE = re.compile(r"\barchive\d+_\w*?\.(?=\w)")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error``, or what it was explicitly raised from, is a real allocation that failed."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        if _is_memory(current):
+            return True
+        seen.add(id(current))
+        current = current.__cause__
+    return False
+
+
+def _is_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, OutOfMemory)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in _MEMORY_ERRNOS
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, getattr(torch, "OutOfMemoryError", ())):
+        return True
+    kinds: tuple[type[BaseException], ...] = (RuntimeError,)
+    if torch is not None:
+        kinds += (getattr(torch, "AcceleratorError", RuntimeError),)
+    return type(error) in kinds and any(text in str(error) for text in _MEMORY_TEXTS)
+
+
+def describe(error: BaseException) -> str:
+    """Return type and text of ``error`` in at most 500 characters: no traceback, no absolute path.
+
+    Never raises, whatever the author's ``__str__`` does.
+    """
+    if isinstance(error, SyntaxError):
+        text = str(error)
+    else:
+        text = "".join(traceback.format_exception_only(type(error), error)).partition(": ")[2].strip()
+    # toolkit's errors take (status_code, message, phrase); their str() is that tuple
+    own = getattr(error, "message", None)
+    if isinstance(own, str) and isinstance(getattr(error, "status_code", None), int):
+        text = own
+    text = _PACKAGE.sub("", _PATH.sub(r"\1", text))
+    return (f"{type(error).__name__}: {text}" if text else type(error).__name__)[:MAX_TEXT]
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status an author's exception asks for by ``status_code``, as sagemaker-inference's do."""
+    status = getattr(error, "status_code", None)
+    return status if isinstance(status, int) and 400 <= status <= 599 else None
+
+
+def while_loading(error: BaseException) -> ServingError:
+    """Return the error of a load that ``error`` ended."""
+    if isinstance(error, ServingError):
+        return error
+    if out_of_memory(error):
+        return OutOfMemory(f"loading ran out of memory: {describe(error)}")
+    hint = ""
+    if isinstance(error, ModuleNotFoundError):
+        hint = "; if it is a package, name it in code/requirements.txt; if it is a file of yours, put it into code/"
+    return LoadFailed(f"the model failed to load: {describe(error)}{hint}", status=status_of(error))
+
+
+def while_answering(error: BaseException) -> ServingError:
+    """Return the error of a request that ``error`` ended."""
+    if isinstance(error, ServingError):
+        return error
+    if out_of_memory(error):
+        return OutOfMemory(f"the model ran out of memory: {describe(error)}")
+    return ModelFailed(f"the model failed: {describe(error)}", status=status_of(error))

@@ -1,0 +1,251 @@
+"""A model as code: bringing it up, and running payloads through it.
+
+    payloads ─decode─> inputs ─size, cut─> batches ─predict (in steps)─> outputs ─encode─> payloads
+       └ one's error is its own ┘                └ a batch that fails is tried one by one ┘
+
+An error of one payload is that caller's only. If predict raises on a batch of several, each of them is tried alone, so
+that one bad input does not fail its neighbours; only running out of memory is not (trying again, smaller and with room
+made, is the engine's business), nor a wrong number of answers, which is a bug that would hide.
+
+``_attempt`` is the one function through which authors' code is called, and the one broad ``except`` for it. Exceptions
+come back as values of the error tree; the traceback goes to the log, once, with the model's name.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from container import log
+from container.archive.manifest import Manifest
+from container.errors import BadAnswer, Failure, OutOfMemory, ServingError
+from container.handler import Context, Handler, Weights
+from container.model import adopt, blame, guard
+from container.model.batches import cut
+from container.model.imports import Namespace
+from container.model.resolve import resolve
+from container.payload import Payload
+
+_log = log.get(__name__)
+_END = object()
+
+Results = list[tuple[int, Payload | Failure]]
+
+
+@dataclass(slots=True)
+class Opened:
+    """A model that answers. bytes: measured, of its weights. times_ms: import, load, place.
+
+    close: drops the model and its modules; what it held is free when this returns, unless its code still runs.
+    """
+
+    handler: Handler
+    bytes: int
+    times_ms: dict[str, float]
+    close: Callable[[], None]
+
+
+# --- bringing up -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Opening:
+    """A load on its way."""
+
+    manifest: Manifest
+    namespace: Namespace | None
+    weights: list[Weights] = field(default_factory=list)
+    times_ms: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, phase: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return what the author's function returns. Raises BadArchive, OutOfMemory or LoadFailed, already logged."""
+        started = time.perf_counter()
+        result = _attempt(blame.while_loading, function, *arguments)
+        self.times_ms[phase] = round((time.perf_counter() - started) * 1e3, 3)
+        if isinstance(result, ServingError):
+            _log_cause(result, f"failed in {phase}")
+            raise result from None  # the cause is logged; its frames would keep half a model in memory
+        return result
+
+    def recording(self, context: Context) -> Context:
+        """Return ``context`` with an open_weights that remembers what it opened, for its bytes."""
+        opener = context.open_weights
+        if opener is None:
+            return context
+
+        def open_weights(folder: Path) -> Weights:
+            self.weights.append(opener(folder))
+            return self.weights[-1]
+
+        return replace(context, open_weights=open_weights)
+
+    def everything(self, handler: Handler) -> tuple[Any, ...]:
+        """What may hold modules and tensors: the handler, and what the archive's modules keep in globals."""
+        return (handler, *(self.namespace.globals() if self.namespace is not None else ()))
+
+    def bytes(self, handler: Handler) -> int:
+        """Bytes of the weights: as their opener counts them, else as found in the handler."""
+        if not self.weights:
+            return adopt.measure(self.everything(handler))
+        counted = [getattr(each, "bytes", None) for each in self.weights]
+        return sum(
+            count if isinstance(count, int) else adopt.measure(each)
+            for count, each in zip(counted, self.weights, strict=True)
+        )
+
+
+def open_model(manifest: Manifest, context: Context) -> Opened:
+    """Import, build and place the model of ``manifest`` on ``context.device``.
+
+    Raises BadArchive, OutOfMemory or LoadFailed with the author's message; then nothing of the model is left.
+    """
+    namespace = Namespace(context.name, Path(manifest.code_dir)) if manifest.kind in ("script", "handler") else None
+    opening = _Opening(manifest, namespace)
+    try:
+        with log.bind(model=context.name):
+            if namespace is None:
+                return _open(opening, context)
+            with guard.loading(context.name), namespace.aliased():
+                return _open(opening, context)
+    except ServingError:
+        if namespace is not None:
+            namespace.close()
+            gc.collect()
+        raise
+
+
+def _open(opening: _Opening, context: Context) -> Opened:
+    manifest, namespace = opening.manifest, opening.namespace
+    handler: Handler = opening.timed("import", resolve, manifest, namespace)
+    handler.model_name = context.name
+    opening.timed("load", handler.load, Path(manifest.model_dir), opening.recording(context))
+    if context.device != "cpu" and not opening.weights and not adopt.opaque(opening.everything(handler)):
+        opening.timed("place", adopt.place, opening.everything(handler), context.device)
+    measured = opening.bytes(handler)
+
+    def close() -> None:
+        vars(handler).clear()  # whoever still has the handler no longer has the model
+        opening.weights.clear()
+        if namespace is not None:
+            namespace.close()
+            gc.collect()  # authors' objects refer to each other in circles
+
+    return Opened(handler, measured, opening.times_ms, close)
+
+
+# --- answering -------------------------------------------------------------------------------------------------------
+
+
+def answer(handler: Handler, payloads: list[Payload], budget: int, max_items: int) -> Iterator[Results | None]:
+    """Yield (index, Payload or Failure) for each of ``payloads``, once, as soon as a batch is done.
+
+    budget: units of ``handler.size`` in one run, padding included. max_items: inputs in one run. None is yielded
+    between the steps of long work; the caller may go on on another thread. Never raises.
+    """
+    name = handler.model_name
+    answers = _answers(handler, payloads, budget, max_items)
+    while True:
+        # Around one step, never across a yield: what is set here belongs to the thread.
+        with log.bind(model=name), guard.calling(name), adopt.no_grad():
+            results = next(answers, _END)
+        if results is _END:
+            return
+        yield results  # type: ignore[misc]
+
+
+def _answers(handler: Handler, payloads: list[Payload], budget: int, max_items: int) -> Iterator[Results | None]:
+    failed: Results = []
+    items: list[tuple[int, Any]] = []
+    sizes: list[int] = []
+    for index, payload in enumerate(payloads):
+        value = _attempt(blame.while_answering, handler.decode, payload)
+        size = value if isinstance(value, ServingError) else _attempt(blame.while_answering, handler.size, value)
+        if isinstance(size, ServingError):
+            failed.append((index, _failure(size, "decode")))
+        else:
+            items.append((index, value))
+            sizes.append(size)
+    if failed:
+        yield failed
+    for batch in cut(sizes, budget, max_items if handler.batched else 1):
+        yield from _run(handler, [items[place] for place in batch], payloads)
+
+
+def _run(handler: Handler, batch: list[tuple[int, Any]], payloads: list[Payload]) -> Iterator[Results | None]:
+    """One run of predict and what becomes of it."""
+    steps = _attempt(blame.while_answering, handler.steps, [value for _, value in batch])
+    outputs: Any = steps if isinstance(steps, ServingError) else None
+    while outputs is None:
+        outputs = _attempt(blame.while_answering, next, steps, _END)
+        if outputs is None:
+            yield None
+    if not isinstance(outputs, ServingError):
+        outputs = _checked(outputs, len(batch))
+    elif len(batch) > 1 and not isinstance(outputs, OutOfMemory):
+        for item in batch:
+            yield from _run(handler, [item], payloads)
+        return
+    if isinstance(outputs, ServingError):
+        failure = _failure(outputs, "predict")
+        yield [(index, failure) for index, _ in batch]
+        return
+    yield [
+        (index, _encoded(handler, output, payloads[index].accept))
+        for (index, _), output in zip(batch, outputs, strict=True)
+    ]
+
+
+def _checked(outputs: Any, count: int) -> Any:
+    """Return ``outputs`` if it is ``count`` answers in a row, else a BadAnswer."""
+    if isinstance(outputs, (str, bytes, dict)) or not hasattr(outputs, "__len__"):
+        what = "nothing" if outputs is _END or outputs is None else f"a {type(outputs).__name__}"
+        return BadAnswer(
+            f"predict returned {what}; it must return a list with one output for each of its {count} inputs"
+        )
+    if len(outputs) != count:
+        return BadAnswer(
+            f"predict returned {len(outputs)} outputs for {count} inputs; it must return one for each, in order"
+        )
+    return outputs
+
+
+def _encoded(handler: Handler, output: Any, accept: str) -> Payload | Failure:
+    if isinstance(output, Exception):
+        return _failure(_attempt(blame.while_answering, _raise, output), "predict")
+    answered = _attempt(blame.while_answering, handler.encode, output, accept)
+    if isinstance(answered, ServingError):
+        return _failure(answered, "encode")
+    if not isinstance(answered, Payload):
+        return _failure(BadAnswer(f"encode returned a {type(answered).__name__}; it must return a Payload"), "encode")
+    return answered
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def _attempt(verdict: Callable[[BaseException], ServingError], function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what ``function`` returns, or the ServingError that ``verdict`` makes of what it raises."""
+    try:
+        return function(*arguments)
+    except ServingError as error:
+        return error
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - authors' code may raise anything, and exit
+        failed = verdict(error)
+        failed.__cause__ = error
+        return failed
+
+
+def _failure(error: ServingError, phase: str) -> Failure:
+    """Return ``error`` as it travels, its cause logged."""
+    _log_cause(error, f"failed in {phase}")
+    return error.to_failure()
+
+
+def _log_cause(error: ServingError, text: str) -> None:
+    if error.__cause__ is not None and error.code.startswith(("model.", "memory.")):
+        _log.error("%s", text, exc_info=error.__cause__)

@@ -1,0 +1,123 @@
+"""From a Manifest to the Handler that serves it: the only place where handlers are reached, and by name only.
+
+The tables hold strings, so knowing a task costs nothing until a model of it is loaded. A package installed beside berth
+adds tasks with the entry point group ``berth.handlers`` (``my_task = "my_package.my_module:MyHandler"``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from functools import partial
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Literal
+
+from container.archive.manifest import Manifest
+from container.errors import BadArchive
+from container.handler import Handler
+from container.model.functions import ScriptHandler
+from container.model.imports import Namespace
+
+Place = Literal["engine", "guests", "own"]
+
+#: task -> "module:Class" of its handler.
+TASKS = {
+    "embeddings": "handlers.embeddings:Embeddings",
+    "text_generation": "handlers.text_generation:TextGeneration",
+    "image_classification": "handlers.image_classification:ImageClassification",
+}
+#: Architecture -> the task whose handler computes it with a network of ours, without its transformers class.
+NATIVE = {
+    "BertModel": "embeddings",
+    "BertForMaskedLM": "embeddings",
+    "BertForPreTraining": "embeddings",
+    "GPT2Model": "text_generation",
+    "GPT2LMHeadModel": "text_generation",
+    "ResNetModel": "image_classification",
+    "ResNetForImageClassification": "image_classification",
+}
+GROUP = "berth.handlers"
+
+
+def place_of(manifest: Manifest) -> Place:
+    """Return where a model runs.
+
+    engine: nothing of its author's runs and the network is one of ours. own: a process of its own was asked for, or an
+    environment is needed. guests: the child that archives share, also for networks that transformers computes.
+    """
+    if manifest.settings.isolation == "own" or manifest.requirements:
+        return "own"
+    if manifest.kind == "folder" and manifest.architectures:
+        natively = all(NATIVE.get(name) == manifest.task for name in manifest.architectures)
+        return "engine" if natively else "guests"
+    return "guests"
+
+
+def resolve(manifest: Manifest, namespace: Namespace | None) -> Handler:
+    """Return the handler of ``manifest``, not loaded yet; ``namespace`` holds its own code, if it has any.
+
+    Raises BadArchive for what is missing or not known, and whatever the archive's modules raise when imported.
+    """
+    if manifest.kind == "folder":
+        return _task_class(manifest.task)()
+    if manifest.kind in ("script", "handler"):
+        assert namespace is not None, f"a {manifest.kind} has code"
+        if manifest.kind == "handler":
+            return _own_class(manifest.program, namespace)()
+        stock = partial(_stock, manifest.task) if manifest.architectures else None
+        return ScriptHandler(namespace.load(manifest.program), stock)
+    raise BadArchive(f"archives of kind {manifest.kind} are recognised but not served yet")
+
+
+def _stock(task: str) -> Handler:
+    return _task_class(task)()
+
+
+def _task_class(task: str) -> type[Handler]:
+    target = TASKS.get(task)
+    if target is not None:
+        module, _, name = target.partition(":")
+        found = getattr(importlib.import_module(module), name)
+    else:
+        added = {entry.name: entry for entry in entry_points(group=GROUP)}
+        if task not in added:
+            known = sorted({*TASKS, *added})
+            near = difflib.get_close_matches(task, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise BadArchive(f"no handler for task {task!r}; {hint}known: {', '.join(known)}")
+        target = added[task].value
+        found = added[task].load()
+    if not (isinstance(found, type) and issubclass(found, Handler)):
+        raise BadArchive(f"{target}, the handler of task {task!r}, is not a subclass of container.handler.Handler")
+    return found
+
+
+def _own_class(program: str, namespace: Namespace) -> type[Handler]:
+    """The archive's handler class: the one named ("module:Class"), else the only one its module offers."""
+    file, _, name = (program or "handler.py").partition(":")
+    module = namespace.load(file)
+    if name:
+        found = getattr(module, name, None)
+        if isinstance(found, type) and issubclass(found, Handler):
+            return found
+        what = "has no" if found is None else "holds something that is not a subclass of container.handler.Handler as"
+        raise BadArchive(f"{file} {what} {name}")
+    classes = _handlers_in(module, namespace.root)
+    if len(classes) != 1:
+        names = ", ".join(sorted(each.__name__ for each in classes))
+        raise BadArchive(
+            f"{file} has {'several subclasses' if classes else 'no subclass'} of container.handler.Handler"
+            + (f" ({names}); name one in berth.json, " + '{"handler": "handler:NAME"}' if classes else "")
+        )
+    return classes[0]
+
+
+def _handlers_in(module: ModuleType, root: str) -> list[type[Handler]]:
+    """The archive's own handler classes that ``module`` names, without those that only serve as another's base."""
+    own = {
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Handler) and value.__module__.startswith(f"{root}.")
+    }
+    return [each for each in own if not any(other is not each and issubclass(other, each) for other in own)]
