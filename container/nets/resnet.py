@@ -1,0 +1,133 @@
+"""ResNet for image classification as a function of (weights, layout, pixels); follows transformers' modeling_resnet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from container.nets import config as configs
+from container.nets import weights as checkpoint_names
+from container.nets.config import Unsupported
+
+Weights = Mapping[str, Tensor]
+
+_EPSILON = 1e-5  # torch's BatchNorm2d, which transformers leaves as it is
+_NORM = ("normalization.weight", "normalization.bias", "normalization.running_mean", "normalization.running_var")
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The keys of config.json that change ResNet's numbers at inference, with transformers' defaults."""
+
+    num_channels: int = 3
+    embedding_size: int = 64
+    hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    layer_type: Literal["basic", "bottleneck"] = "bottleneck"
+    hidden_act: str = "relu"
+    downsample_in_first_stage: bool = False
+    downsample_in_bottleneck: bool = False
+
+
+class Conv(NamedTuple):
+    """A convolution and the norm behind it. keys: kernel, then gain, shift, mean and variance of the norm."""
+
+    keys: tuple[str, ...]
+    stride: int
+
+
+class Block(NamedTuple):
+    """A residual layer; ``shortcut`` None = the input itself."""
+
+    convs: tuple[Conv, ...]
+    shortcut: Conv | None
+
+
+class Layout(NamedTuple):
+    """Where a checkpoint keeps the network, in the order in which it runs."""
+
+    config: Config
+    stem: Conv
+    blocks: tuple[Block, ...]
+    classifier: tuple[str, str]
+
+
+def read(found: Mapping[str, Any]) -> Config:
+    """Return the Config in config.json's ``found``. Raises Unsupported for what the function here does not do."""
+    if found.get("model_type", "resnet") != "resnet":
+        raise Unsupported(f"model_type {found['model_type']!r}")
+    config = configs.build(found, Config)
+    if config.hidden_act != "relu":
+        raise Unsupported(f"hidden_act {config.hidden_act!r}")
+    if len(config.hidden_sizes) != len(config.depths):
+        raise Unsupported(f"{len(config.hidden_sizes)} hidden_sizes but {len(config.depths)} depths")
+    return config
+
+
+class _Names:
+    """Collects the names and shapes of tensors while the network is walked once."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def conv(self, name: str, into: int, out: int, kernel: int, stride: int) -> Conv:
+        keys = (f"{name}.convolution.weight", *(f"{name}.{part}" for part in _NORM))
+        self.shapes |= {keys[0]: (out, into, kernel, kernel)} | dict.fromkeys(keys[1:], (out,))
+        return Conv(keys, stride)
+
+    def block(self, name: str, config: Config, into: int, out: int, stride: int) -> Block:
+        shortcut = self.conv(f"{name}.shortcut", into, out, 1, stride) if into != out or stride != 1 else None
+        if config.layer_type == "basic":
+            plan = [(into, out, 3, stride), (out, out, 3, 1)]
+        else:
+            narrow, early = out // 4, config.downsample_in_bottleneck
+            strides = (stride, 1) if early else (1, stride)
+            plan = [(into, narrow, 1, strides[0]), (narrow, narrow, 3, strides[1]), (narrow, out, 1, 1)]
+        return Block(tuple(self.conv(f"{name}.layer.{j}", *part) for j, part in enumerate(plan)), shortcut)
+
+
+def _spelt(conv: Conv, keys: Mapping[str, str]) -> Conv:
+    return Conv(tuple(keys[name] for name in conv.keys), conv.stride)
+
+
+def layout_of(config: Config, weights: Weights, classes: int) -> Layout:
+    """Return where ``weights`` keep the network and its head. Raises BadArchive, or Unsupported for mixed dtypes."""
+    walk = _Names()
+    stem = walk.conv("embedder.embedder", config.num_channels, config.embedding_size, 7, 2)
+    blocks, into = [], config.embedding_size
+    for stage, (out, depth) in enumerate(zip(config.hidden_sizes, config.depths, strict=True)):
+        for layer in range(depth):
+            halve = layer == 0 and (stage > 0 or config.downsample_in_first_stage)
+            blocks.append(walk.block(f"encoder.stages.{stage}.layers.{layer}", config, into, out, 2 if halve else 1))
+            into = out
+    head = {"classifier.1.weight": (classes, into), "classifier.1.bias": (classes,)}
+    keys = checkpoint_names.names(weights, walk.shapes | head, ("resnet.", ""))
+    spelt = tuple(
+        Block(tuple(_spelt(conv, keys) for conv in block.convs), block.shortcut and _spelt(block.shortcut, keys))
+        for block in blocks
+    )
+    return Layout(config, _spelt(stem, keys), spelt, (keys["classifier.1.weight"], keys["classifier.1.bias"]))
+
+
+def _convolve(x: Tensor, conv: Conv, weights: Weights) -> Tensor:
+    kernel, gain, shift, mean, variance = (weights[key] for key in conv.keys)
+    x = F.conv2d(x, kernel, stride=conv.stride, padding=kernel.shape[-1] // 2)
+    return F.batch_norm(x, mean, variance, gain, shift, training=False, eps=_EPSILON)
+
+
+def forward(weights: Weights, layout: Layout, pixels: Tensor) -> Tensor:
+    """Return the logits [B, classes] of ``pixels`` [B, channels, height, width] in the dtype of the weights."""
+    if pixels.device.type == "cpu" and pixels.shape[0] >= 8:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+    x = F.max_pool2d(_convolve(pixels, layout.stem, weights).relu_(), kernel_size=3, stride=2, padding=1)
+    for block in layout.blocks:
+        residual = x if block.shortcut is None else _convolve(x, block.shortcut, weights)
+        for conv in block.convs[:-1]:
+            x = _convolve(x, conv, weights).relu_()
+        x = _convolve(x, block.convs[-1], weights).add_(residual).relu_()
+    gain, shift = (weights[key] for key in layout.classifier)
+    return F.linear(x.mean((2, 3)), gain, shift)
