@@ -134,7 +134,10 @@ class Supervisor:
     def _on_control(self) -> None:
         """Read what the engine tells; its hanging up is its death, which SIGCHLD reports."""
         assert self._control is not None
-        data = self._control.recv(1 << 16)
+        try:
+            data = self._control.recv(1 << 16)
+        except ConnectionResetError:  # it died with words of ours unread
+            data = b""
         if not data:
             self._selector.unregister(self._control)
             self._control.close()

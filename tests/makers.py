@@ -1,0 +1,61 @@
+"""Tiny seeded models of the built-in kinds, written as Hugging Face folders without the help of transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+def tiny_bert(folder: Path, seed: int = 0, *, hidden: int = 32, layers: int = 2) -> Path:
+    """A BertModel of ``hidden`` with random weights and a WordPiece vocabulary of single letters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    inner = hidden * 2
+    config = {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "vocab_size": len(WORDS) + 26,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": inner,
+        "hidden_act": "gelu",
+        "max_position_embeddings": 64,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+    }
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.2
+
+    def linear(name: str, out: int, into: int) -> dict[str, torch.Tensor]:
+        return {f"{name}.weight": random(out, into), f"{name}.bias": random(out)}
+
+    def norm(name: str) -> dict[str, torch.Tensor]:
+        return {f"{name}.weight": 1 + random(hidden), f"{name}.bias": random(hidden)}
+
+    tensors = {
+        "embeddings.word_embeddings.weight": random(len(WORDS) + 26, hidden),
+        "embeddings.position_embeddings.weight": random(64, hidden),
+        "embeddings.token_type_embeddings.weight": random(2, hidden),
+        **norm("embeddings.LayerNorm"),
+        **linear("pooler.dense", hidden, hidden),
+    }
+    for layer in range(layers):
+        at = f"encoder.layer.{layer}"
+        for part in ("query", "key", "value"):
+            tensors |= linear(f"{at}.attention.self.{part}", hidden, hidden)
+        tensors |= linear(f"{at}.attention.output.dense", hidden, hidden) | norm(f"{at}.attention.output.LayerNorm")
+        tensors |= linear(f"{at}.intermediate.dense", inner, hidden) | linear(f"{at}.output.dense", hidden, inner)
+        tensors |= norm(f"{at}.output.LayerNorm")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "vocab.txt").write_text("\n".join([*WORDS, *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 64}))
+    return folder
