@@ -15,6 +15,7 @@ memory that models use beyond their weights.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
@@ -90,10 +91,9 @@ def make_room(
         raise LargerThanTier(_larger(name, total, sums.limit, tier))
     if name in account.leaving:
         raise Wait(missing, [name])
-    last: list[Step] = [Reserve(name, tier, missing)] if name else []
     short = missing - sums.free + sums.over
-    if short <= 0:
-        return last
+    if short <= 0 or (name and missing == 0):  # all of it is there already, brought by those who share it
+        return [Reserve(name, tier, missing)] if name else []
     if short <= sums.leaving:  # enough is on its way out: evicting more would empty the tier twice
         raise Wait(missing, account.leaving)
     if policy == "platform":
@@ -103,7 +103,10 @@ def make_room(
     for group in (idle, idle + queued):
         victims = _choose(ledger, account, group, short, segments)
         if victims is not None:
-            return [Demote(victim, tier, _below(ledger, victim, tier)) for victim in victims] + last
+            demotes: list[Step] = [Demote(victim, tier, _below(ledger, victim, tier)) for victim in victims]
+            return (
+                [*demotes, Reserve(name, tier, _missing_after(ledger, account, victims, segments))] if name else demotes
+            )
     if _choose(ledger, account, idle + queued + busy, short, segments) is not None:
         raise Wait(missing, {*busy, *account.leaving})
     raise NoRoom(_no_room(name, missing, sums.free, tier, "the rest is held by pinned models"))
@@ -142,7 +145,7 @@ def _choose(
 ) -> list[str] | None:
     """Return names from the start of ``order`` whose going frees ``short`` bytes, none of them needlessly; or None.
 
-    A segment is freed with its last user; one in ``keep`` is wanted by the asker and never is.
+    A segment is freed with its last user; one in ``keep`` is wanted by the asker, who then has to bring it again.
     """
     users: dict[str, int] = {}
 
@@ -152,8 +155,8 @@ def _choose(
         for segment in ledger.entry(name).segments:
             before = users.get(segment, account.users(segment))
             users[segment] = before + sign
-            if 0 in (before, before + sign) and segment not in keep:
-                nbytes += account.placed_bytes(segment)
+            if 0 in (before, before + sign):
+                nbytes += account.placed_bytes(segment) - keep.get(segment, 0)
         return nbytes
 
     chosen: list[str] = []
@@ -172,6 +175,12 @@ def _choose(
         else:
             freed(name, -1)
     return chosen
+
+
+def _missing_after(ledger: Ledger, account: Account, victims: list[str], segments: Mapping[str, int]) -> int:
+    """Return what ``reserve`` takes for ``segments`` once ``victims`` are gone."""
+    gone = Counter(segment for victim in victims for segment in ledger.entry(victim).segments)
+    return sum(nbytes for segment, nbytes in segments.items() if account.users(segment) == gone[segment])
 
 
 def _below(ledger: Ledger, name: str, tier: Tier) -> Tier:
