@@ -1,1 +1,1 @@
-"""The built-in tasks, one file each. Adding one: handlers/README.md."""
+"""The built-in tasks, one file a task; reached by name only (``model/resolve``)."""

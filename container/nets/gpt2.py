@@ -173,16 +173,15 @@ def _logits(weights: Weights, layout: Layout, last: Tensor) -> Tensor:
 def prefill(
     weights: Weights, layout: Layout, ids: Tensor, positions: Tensor, groups: Sequence[Group], cache: KvCache
 ) -> Tensor:
-    """Fill the empty ``cache`` with prompts laid end to end and return the logits [rows, V] of their last tokens.
+    """Append prompts laid end to end as rows of ``cache`` and return the logits [rows, V] of their last tokens.
 
-    ids, positions: [N] int64; groups: (count, length) of the runs of equal length, in the order of the cache's rows;
-    tokens behind the last group are filler (nets/packing).
+    ids, positions: [N] int64; groups: (count, length) of the runs of equal length, in the order of the rows; tokens
+    behind the last group are filler (nets/packing).
     """
-    heads = layout.config.n_head
-    used = sum(count * length for count, length in groups)
+    heads, first = layout.config.n_head, len(cache.lengths)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mixed, row, start = q.new_zeros(q.shape), 0, 0
+        mixed, row, start = q.new_zeros(q.shape), first, 0
         for count, length in groups:
             tokens = slice(start, start + count * length)
             a, b, c = (part[tokens].view(count, length, heads, -1).transpose(1, 2) for part in (q, k, v))
@@ -193,10 +192,10 @@ def prefill(
             row, start = row + count, tokens.stop
         return mixed
 
-    cache.lengths = [length for count, length in groups for _ in range(count)]
     hidden = _trunk(weights, layout, ids, positions, attend)
-    ends = torch.tensor(cache.lengths, device=hidden.device).cumsum(0) - 1
-    assert used <= ids.shape[0], "the groups cover more tokens than there are"
+    lengths = [length for count, length in groups for _ in range(count)]
+    cache.lengths += lengths
+    ends = torch.tensor(lengths, device=hidden.device).cumsum(0) - 1
     return _logits(weights, layout, hidden[ends])
 
 

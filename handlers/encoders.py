@@ -1,0 +1,107 @@
+"""Texts to hidden states: the part that embeddings and text classification share.
+
+Two ways to the same end: our function of BERT with a raw tokenizer, or transformers' classes for any other family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from container.handler import Weights
+from container.nets import bert, packing, tokenizer
+from container.nets.config import fields
+
+#: Longer texts are cut before they are tokenised, at this many characters a token that is kept; English has 4 to 5.
+_CHARACTERS_PER_TOKEN = 256
+
+_NO_LIMIT = 1 << 30
+_RUN_TOKENS = 4096
+
+Text = str | tuple[str, str]
+
+
+class Encoder(Protocol):
+    """Texts in, token counts and hidden states out."""
+
+    limit: int
+
+    def tokenise(self, texts: Sequence[Text]) -> Sequence[Any]:
+        """Return each text as this encoder's tokens, uncut; ``len`` of one is its number of tokens."""
+
+    def hidden(self, tokens: Sequence[Any]) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield (indices into ``tokens``, hidden states [n, T, H]) for groups of one length, cut to ``limit``."""
+
+
+def token_limit(model_dir: Path, positions: int) -> int:
+    """Return how many tokens of a text the model reads: the least of what its files say."""
+    said = [
+        fields(model_dir, "sentence_bert_config.json").get("max_seq_length"),
+        fields(model_dir, "tokenizer_config.json").get("model_max_length"),
+        positions,
+    ]
+    return min(int(value) for value in said if isinstance(value, (int, float)) and value >= 1)
+
+
+def estimate(texts: Sequence[Text], limit: int) -> int:
+    """Return about how many tokens ``texts`` have (4 characters a token and two around), for cutting batches."""
+    return sum(min(limit, 2 + (len(text) if isinstance(text, str) else sum(map(len, text))) // 4) for text in texts)
+
+
+class BertEncoder:
+    """Our BERT and a shared raw tokenizer; keeps nothing between calls."""
+
+    def __init__(self, model_dir: Path, weights: Weights, layout: bert.Layout) -> None:
+        self.weights = weights
+        self.layout = layout
+        self.limit = token_limit(model_dir, layout.config.max_position_embeddings)
+        self._tokenizer = tokenizer.load(model_dir)
+        self._cut_at = self.limit * _CHARACTERS_PER_TOKEN
+
+    def tokenise(self, texts: Sequence[Text]) -> Sequence[Any]:
+        """Return the encodings of ``texts`` (objects of ``tokenizers``), which hold ids and types."""
+        short = [text[: self._cut_at] if isinstance(text, str) else text for text in texts]
+        return self._tokenizer.encode_batch_fast(short)
+
+    def hidden(self, tokens: Sequence[Any]) -> Iterator[tuple[list[int], Tensor]]:
+        """See Encoder."""
+        ids = [tokenizer.cut(each.ids, self.limit, tail=1) for each in tokens]
+        types = [tokenizer.cut(each.type_ids, self.limit, tail=1) for each in tokens]
+        return bert.encode(self.weights, self.layout, ids, types if any(map(any, types)) else None)
+
+
+class TransformersEncoder:
+    """A model and a tokenizer of transformers, for the families without a function of ours. One call at a time."""
+
+    def __init__(self, model_dir: Path, model: Any) -> None:
+        from transformers import AutoTokenizer  # seconds to import, and only these models need it
+
+        self.model = model
+        self._tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+        self._tokenizer.padding_side = "right"
+        # The tokenizer knows how many of the positions a text may use (RoBERTa: all but two).
+        usable = min(self._tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _NO_LIMIT))
+        self.limit = token_limit(model_dir, usable)
+
+    def tokenise(self, texts: Sequence[Text]) -> Sequence[Any]:
+        """Return the encodings of ``texts``: mappings from input name to a list."""
+        return [
+            self._tokenizer(*([text] if isinstance(text, str) else text), truncation=True, max_length=self.limit)
+            for text in texts
+        ]
+
+    def run(self, tokens: Sequence[Any]) -> Iterator[tuple[list[int], dict[str, Any], Tensor]]:
+        """Yield (indices into ``tokens``, the model's answer, mask [B, T]) for padded parts of similar length."""
+        lengths = [len(each["input_ids"]) for each in tokens]
+        for pack in packing.pack(lengths, _RUN_TOKENS):
+            inputs = self._tokenizer.pad([tokens[index] for index in pack.order], return_tensors="pt")
+            yield pack.order, self.model(**inputs), inputs["attention_mask"]
+
+    def hidden(self, tokens: Sequence[Any]) -> Iterator[tuple[list[int], Tensor]]:
+        """See Encoder."""
+        for order, answer, mask in self.run(tokens):
+            for row, (index, length) in enumerate(zip(order, mask.sum(1).tolist(), strict=True)):
+                yield [index], answer["last_hidden_state"][row : row + 1, :length]

@@ -1,0 +1,153 @@
+"""Rows of tokens continued: by our GPT-2, all rows at once and a token a step, or by transformers one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from container.handler import Weights
+from container.nets import gpt2, packing, sequences, tokenizer
+from container.nets.config import fields
+from handlers.sampling import Row, choose
+
+#: Tokens of prompts in one run; longer queues of prompts give way in between.
+_PREFILL_TOKENS = 1024
+#: Tokens in one cache; more rows than fit wait for the first to end (GPT-2 small: 74 KB a token, 2.4 GB).
+_CACHE_TOKENS = 32_768
+
+
+def end_tokens(model_dir: Path) -> frozenset[int]:
+    """Return the ids that end a text: generation_config.json's, else config.json's, else GPT-2's 50256."""
+    for name in ("generation_config.json", "config.json"):
+        found = fields(model_dir, name)
+        if "eos_token_id" in found:
+            value = found["eos_token_id"]
+            return frozenset(value if isinstance(value, list) else [] if value is None else [value])
+    return frozenset({50256})
+
+
+class Gpt2Generator:
+    """Our GPT-2 and a shared raw tokenizer; keeps nothing between calls."""
+
+    def __init__(self, model_dir: Path, weights: Weights, layout: gpt2.Layout) -> None:
+        self.weights = weights
+        self.layout = layout
+        self.limit = layout.config.n_positions
+        self._tokenizer = tokenizer.load(model_dir)
+        self._ends = end_tokens(model_dir)
+        begin = fields(model_dir).get("bos_token_id", 50256)
+        self._begin = [begin] if isinstance(begin, int) and begin < layout.config.vocab_size else []
+
+    def tokenise(self, texts: list[str]) -> list[list[int]]:
+        """Return the tokens of each text; an empty one is the token that begins texts, if the model has one."""
+        return [each.ids or self._begin for each in self._tokenizer.encode_batch_fast(texts)]
+
+    def text(self, tokens: list[int]) -> str:
+        """Return ``tokens`` as text, special ones left out."""
+        return str(self._tokenizer.decode(tokens))
+
+    def run(self, rows: list[Row]) -> Iterator[None]:
+        """Continue ``rows`` until all have ended, yielding between tokens."""
+        waiting = sorted(rows, key=lambda row: len(row.prompt) + row.room)
+        while waiting:
+            tokens = len(waiting[-1].prompt) + waiting[-1].room
+            count = max(1, _CACHE_TOKENS // tokens)
+            yield from self._together(waiting[-count:], tokens)
+            del waiting[-count:]
+
+    def _together(self, rows: list[Row], tokens: int) -> Iterator[None]:
+        """Continue ``rows`` in one cache with room for ``tokens`` each."""
+        words = self.weights[self.layout.words]
+        prompts = [row.prompt for row in rows]
+        live: list[Row] = []
+        # Inference mode is the thread's, and the next step may come on another thread: never across a yield.
+        with torch.inference_mode():
+            cache = gpt2.KvCache(self.layout.config, len(rows), tokens, like=words)
+        for pack in packing.pack([len(prompt) for prompt in prompts], _PREFILL_TOKENS):
+            with torch.inference_mode():
+                ids = sequences.end_to_end(prompts, pack).to(words.device)
+                places = sequences.positions(pack).to(words.device)
+                logits = gpt2.prefill(self.weights, self.layout, ids, places, pack.groups, cache)
+                started = [rows[index] for index in pack.order]
+                self._take(started, choose(logits, started))
+                live += started
+            yield None
+        while self._settle(live, cache):
+            with torch.inference_mode():
+                last = torch.tensor([row.chosen[-1] for row in live], device=words.device)
+                self._take(live, choose(gpt2.step(self.weights, self.layout, last, cache), live))
+            yield None
+
+    def _take(self, rows: list[Row], tokens: list[int]) -> None:
+        for row, token in zip(rows, tokens, strict=True):
+            if token in self._ends:
+                row.ended = True
+                continue
+            row.chosen.append(token)
+            row.ended = len(row.chosen) >= row.room or self._stopped(row)
+
+    def _stopped(self, row: Row) -> bool:
+        """Whether a stop text has just come about; it lies in the last tokens, each of which is a byte at least."""
+        if not row.stops:
+            return False
+        window = max(len(stop.encode()) for stop in row.stops) + 4
+        tail = self.text(row.chosen[-window:])
+        return any(stop in tail for stop in row.stops)
+
+    def _settle(self, live: list[Row], cache: gpt2.KvCache) -> bool:
+        """Drop what has ended, from the end on so that the rows that move up have been looked at."""
+        for index in reversed(range(len(live))):
+            if live[index].ended:
+                cache.drop(index)
+                last = live.pop()
+                if index < len(live):
+                    live[index] = last
+        return bool(live)
+
+
+class TransformersGenerator:
+    """A causal model of transformers, for the families without a function of ours. One call at a time."""
+
+    def __init__(self, model_dir: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds to import, and only these need it
+
+        self.model = AutoModelForCausalLM.from_pretrained(str(model_dir), local_files_only=True).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+        self.limit = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+
+    def tokenise(self, texts: list[str]) -> list[list[int]]:
+        """Return the tokens of each text."""
+        begin = self._tokenizer.bos_token_id
+        return [self._tokenizer(text)["input_ids"] or ([begin] if begin is not None else []) for text in texts]
+
+    def text(self, tokens: list[int]) -> str:
+        """Return ``tokens`` as text, special ones left out."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def run(self, rows: list[Row]) -> Iterator[None]:
+        """Continue ``rows`` one after the other, yielding between them."""
+        for row in rows:
+            with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(row.seed) if row.seed is not None else torch.seed()
+                out = self.model.generate(torch.tensor([row.prompt]), **self._arguments(row))
+            row.chosen = out[0, len(row.prompt) :].tolist()
+            row.ended = True
+            yield None
+
+    def _arguments(self, row: Row) -> dict[str, Any]:
+        pad = self._tokenizer.pad_token_id
+        wanted: dict[str, Any] = {
+            "attention_mask": torch.ones(1, len(row.prompt), dtype=torch.int64),
+            "max_new_tokens": row.room,
+            "do_sample": row.taste.do_sample,
+            "repetition_penalty": row.taste.repetition_penalty,
+            "pad_token_id": self._tokenizer.eos_token_id if pad is None else pad,
+        }
+        if row.taste.do_sample:
+            wanted |= {"temperature": row.taste.temperature, "top_k": row.taste.top_k, "top_p": row.taste.top_p}
+        if row.stops:
+            wanted |= {"stop_strings": list(row.stops), "tokenizer": self._tokenizer}
+        return wanted

@@ -1,0 +1,166 @@
+"""Text classification: labels and scores, by BERT natively and by other encoders through transformers.
+
+    {"inputs": "text"}                -> [{"label": "POSITIVE", "score": 0.98}, ...]   best first, five at most
+    {"inputs": ["a", "b"]}            -> a list of such lists
+    {"inputs": {"text": "a", "text_pair": "b"}}  two texts that are judged together; also inside a list
+
+``parameters``: top_k (5; null = all), function_to_apply (softmax | sigmoid | none; by default what config.json's
+problem_type means, as in transformers' pipeline).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor
+
+from container.errors import BadInput
+from container.handler import Context, Handler
+from container.nets import bert, checkpoint
+from container.nets.config import Unsupported, fields, labels
+from container.payload import Payload
+from handlers import body
+from handlers.encoders import BertEncoder, Text, TransformersEncoder, estimate
+
+Function = Literal["softmax", "sigmoid", "none"]
+
+
+class Parameters(msgspec.Struct, frozen=True):
+    """What a request may ask; function_to_apply None = as the model's config says."""
+
+    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = 5
+    function_to_apply: Function | None = None
+
+
+class Request(NamedTuple):
+    """One decoded request. single: ``inputs`` was one text, not a list."""
+
+    texts: list[Text]
+    single: bool
+    top_k: int | None
+    function: Function
+
+
+class TextClassification(Handler):
+    """Texts to the classes that the model knows."""
+
+    task = "text_classification"
+    example = Payload(b'{"inputs": ["The crossing was calm and the crew kind.", "Late again, and nobody said why."]}')
+
+    _encoder: BertEncoder | TransformersEncoder
+    _labels: list[str]
+    _function: Function
+
+    @classmethod
+    def native(cls, model_dir: Path) -> bool:
+        """Return whether the model is served by our function: without transformers, re-entrant, shareable."""
+        try:
+            bert.read(fields(model_dir))
+        except Unsupported:
+            return False
+        return True
+
+    def load(self, model_dir: Path, context: Context) -> None:
+        """See Handler. Raises BadArchive."""
+        found = fields(model_dir)
+        self._labels = labels(found)
+        self._function = _usual(found, len(self._labels))
+        try:
+            config = bert.read(found)
+            weights = (context.open_weights or checkpoint.read)(model_dir)
+            layout = bert.layout_of(config, weights, classes=len(self._labels))
+            self._encoder = BertEncoder(model_dir, weights, layout)
+            self.reentrant = True
+        except Unsupported:
+            from transformers import AutoModelForSequenceClassification as Auto  # seconds, for these models only
+
+            model = Auto.from_pretrained(str(model_dir), local_files_only=True).eval()
+            self._encoder = TransformersEncoder(model_dir, model)
+            self.reentrant = False
+
+    def decode(self, payload: Payload) -> Request:
+        """Return the Request in ``payload``."""
+        inputs, given = body.read(payload)
+        wanted = body.parameters(given, Parameters)
+        single = isinstance(inputs, (str, dict))
+        if not single and not isinstance(inputs, list):
+            raise BadInput(
+                f"inputs is {body.shown(inputs)}; expected a text, an object with text and text_pair, or a list"
+            )
+        if not single and not inputs:
+            raise BadInput("inputs is an empty list; expected at least one text")
+        texts = [_text("inputs", inputs)] if single else [_text(f"inputs[{i}]", each) for i, each in enumerate(inputs)]
+        return Request(texts, single, wanted.top_k, wanted.function_to_apply or self._function)
+
+    def size(self, value: Request) -> int:
+        """Return about how many tokens the texts have together."""
+        return estimate(value.texts, self._encoder.limit)
+
+    def predict(self, batch: list[Request]) -> list[Any]:
+        """Return a list of {"label", "score"} a text; for a request that was a list, a list of these."""
+        with torch.inference_mode():
+            tokens = self._encoder.tokenise([text for request in batch for text in request.texts])
+            logits = self._logits(tokens)
+        answers: list[Any] = []
+        start = 0
+        for request in batch:
+            mine = slice(start, start + len(request.texts))
+            start = mine.stop
+            refused = self._too_long(request, tokens[mine])
+            answers.append(refused or self._answer(request, logits[mine]))
+        return answers
+
+    def _logits(self, tokens: Sequence[Any]) -> Tensor:
+        """Return [n, classes] float32 on the CPU."""
+        found = torch.empty(len(tokens), len(self._labels))
+        encoder = self._encoder
+        if isinstance(encoder, TransformersEncoder):
+            for order, answer, _ in encoder.run(tokens):
+                found[order] = answer["logits"].float().cpu()
+            return found
+        for indices, hidden in encoder.hidden(tokens):
+            found[indices] = bert.classify(encoder.weights, encoder.layout, hidden[:, 0]).float().cpu()
+        return found
+
+    def _too_long(self, request: Request, tokens: Sequence[Any]) -> BadInput | None:
+        """A single text is cut at its end; where to cut a pair is not ours to choose."""
+        limit = self._encoder.limit
+        for text, each in zip(request.texts, tokens, strict=True):
+            if isinstance(text, tuple) and len(each) > limit:
+                return BadInput(f"text and text_pair are {len(each)} tokens together, the model reads {limit}")
+        return None
+
+    def _answer(self, request: Request, logits: Tensor) -> Any:
+        if request.function == "softmax":
+            scores = logits.softmax(1)
+        else:
+            scores = logits.sigmoid() if request.function == "sigmoid" else logits
+        best, numbers = scores.topk(min(request.top_k or len(self._labels), len(self._labels)), dim=1)
+        rows = [
+            [{"label": self._labels[number], "score": score} for score, number in zip(*pair, strict=True)]
+            for pair in zip(best.tolist(), numbers.tolist(), strict=True)
+        ]
+        return rows[0] if request.single else rows
+
+
+def _text(where: str, value: Any) -> Text:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict) and isinstance(value.get("text"), str):
+        pair = value.get("text_pair")
+        if pair is None:
+            return str(value["text"])
+        if isinstance(pair, str):
+            return value["text"], pair
+    raise BadInput(f"{where} is {body.shown(value)}; expected a text, or an object with the texts text and text_pair")
+
+
+def _usual(found: dict[str, Any], classes: int) -> Function:
+    """What transformers' pipeline does with the logits when nobody says."""
+    if found.get("problem_type") == "regression":
+        return "none"
+    return "sigmoid" if classes == 1 or found.get("problem_type") == "multi_label_classification" else "softmax"

@@ -1,0 +1,165 @@
+"""Text generation: a prompt continued, by GPT-2 natively and by other decoders through transformers.
+
+    {"inputs": "Once upon", "parameters": {"max_new_tokens": 20}}  -> [{"generated_text": "Once upon a time ..."}]
+    {"inputs": ["a", "b"]}                                         -> a list of such lists
+
+Greedy unless ``do_sample``. A text ends before a ``stop`` text, before the model's end token, or after
+``max_new_tokens`` (20). Nothing is cut: a prompt without room for the tokens asked for is refused with the arithmetic.
+Generation runs in steps of one token for all its prompts, between which other models may have the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+
+from container.errors import BadInput
+from container.handler import Context, Handler
+from container.nets import checkpoint, gpt2
+from container.nets.config import Unsupported, fields
+from container.payload import Payload
+from handlers import body
+from handlers.generators import Gpt2Generator, TransformersGenerator
+from handlers.sampling import Row, Taste
+
+Meta = msgspec.Meta
+Positive = Annotated[int, Meta(ge=1)]
+
+#: What transformers or text-generation-inference know and this task does not do.
+_ABSENT = (
+    "num_beams num_beam_groups num_return_sequences best_of penalty_alpha typical_p min_p watermark details stream "
+    "decoder_input_details return_tensors min_length min_new_tokens max_time bad_words_ids truncate truncation "
+    "frequency_penalty no_repeat_ngram_size length_penalty early_stopping"
+).split()
+
+
+class Parameters(msgspec.Struct, frozen=True):
+    """What a request may ask, with transformers' names and defaults."""
+
+    max_new_tokens: Positive | None = None
+    max_length: Positive | None = None
+    do_sample: bool = False
+    temperature: Annotated[float, Meta(gt=0, le=100)] = 1.0
+    top_k: Annotated[int, Meta(ge=0)] | None = 50
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = 1.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = 1.0
+    seed: Annotated[int, Meta(ge=0, lt=2**63)] | None = None
+    stop: str | list[str] = []
+    stop_sequences: str | list[str] = []
+    return_full_text: bool = True
+
+
+class Request(NamedTuple):
+    """One decoded request. single: ``inputs`` was one text. prompts: their tokens. room: how many each may add."""
+
+    texts: list[str]
+    single: bool
+    prompts: list[list[int]]
+    room: list[int]
+    taste: Taste
+    seed: int | None
+    stops: list[str]
+    full: bool
+
+
+class TextGeneration(Handler):
+    """Prompts to texts."""
+
+    task = "text_generation"
+    example = Payload(b'{"inputs": "The ship lies at its berth and", "parameters": {"max_new_tokens": 8}}')
+
+    _generator: Gpt2Generator | TransformersGenerator
+
+    @classmethod
+    def native(cls, model_dir: Path) -> bool:
+        """Return whether the model is served by our function: without transformers, re-entrant, shareable."""
+        try:
+            gpt2.read(fields(model_dir))
+        except Unsupported:
+            return False
+        return True
+
+    def load(self, model_dir: Path, context: Context) -> None:
+        """See Handler. Raises BadArchive."""
+        try:
+            config = gpt2.read(fields(model_dir))
+            weights = (context.open_weights or checkpoint.read)(model_dir)
+            self._generator = Gpt2Generator(model_dir, weights, gpt2.layout_of(config, weights))
+            self.reentrant = True
+        except Unsupported:
+            self._generator = TransformersGenerator(model_dir)
+            self.reentrant = False
+
+    def decode(self, payload: Payload) -> Request:
+        """Return the Request in ``payload``."""
+        inputs, given = body.read(payload)
+        texts, single = body.texts(inputs)
+        for name in ("num_return_sequences", "num_beams", "best_of"):  # 1 asks for nothing that is not done
+            if given.get(name) == 1:
+                del given[name]
+        wanted = body.parameters(given, Parameters, _ABSENT)
+        prompts = self._generator.tokenise(texts)
+        given_stops = (wanted.stop, wanted.stop_sequences)
+        stops = [stop for each in given_stops for stop in ([each] if isinstance(each, str) else each)]
+        if "" in stops:
+            raise BadInput("parameter stop holds an empty text, which would stop everything at once")
+        room = [_room(wanted, f"inputs[{i}]", len(prompt), self._generator.limit) for i, prompt in enumerate(prompts)]
+        taste = Taste(
+            wanted.do_sample,
+            wanted.temperature,
+            wanted.top_k or 0,
+            1.0 if wanted.top_p is None else wanted.top_p,
+            1.0 if wanted.repetition_penalty is None else wanted.repetition_penalty,
+        )
+        return Request(texts, single, prompts, room, taste, wanted.seed, stops, wanted.return_full_text)
+
+    def size(self, value: Request) -> int:
+        """Return the tokens that the generations may come to, prompts counted: what their caches must hold."""
+        return sum(map(len, value.prompts)) + sum(value.room)
+
+    def predict(self, batch: list[Request]) -> list[Any]:
+        """Return [{"generated_text": ...}] a request; for a request that was a list, a list of these."""
+        *_, answers = self.steps(batch)
+        assert answers is not None, "steps end with the answers"
+        return answers
+
+    def steps(self, batch: list[Request]) -> Iterator[list[Any] | None]:
+        """Yield None between tokens and the answers last. Holds no thread's state between two steps."""
+        rows = [
+            Row(prompt, room, request.taste, request.seed, request.stops)
+            for request in batch
+            for prompt, room in zip(request.prompts, request.room, strict=True)
+        ]
+        yield from self._generator.run(rows)
+        waiting = iter(rows)
+        yield [self._answer(request, [next(waiting) for _ in request.texts]) for request in batch]
+
+    def _answer(self, request: Request, rows: list[Row]) -> Any:
+        answers = []
+        for text, row in zip(request.texts, rows, strict=True):
+            added = self._generator.text(row.chosen)
+            cuts = [at for stop in row.stops if (at := added.find(stop)) >= 0]
+            added = added[: min(cuts)] if cuts else added
+            answers.append([{"generated_text": text + added if request.full else added}])
+        return answers[0] if request.single else answers
+
+
+def _room(wanted: Parameters, where: str, prompt: int, limit: int) -> int:
+    """How many tokens may be added to a prompt of ``prompt`` tokens. Raises BadInput when they do not fit."""
+    if prompt == 0:
+        raise BadInput(f"{where} is empty and the model has no token to begin with; give it a first word")
+    if wanted.max_new_tokens is None and wanted.max_length is not None:
+        if wanted.max_length <= prompt:
+            raise BadInput(f"parameter max_length is {wanted.max_length}, but {where} alone is {prompt} tokens")
+        room = wanted.max_length - prompt
+    else:
+        room = wanted.max_new_tokens or 20
+    if prompt + room > limit:
+        raise BadInput(
+            f"{where} is {prompt} tokens and {room} more are asked for: {prompt + room} together, the model has "
+            f"{limit} positions; shorten the text or ask for at most {max(0, limit - prompt)} (max_new_tokens)"
+        )
+    return room
