@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -187,6 +187,7 @@ def test_an_npz_that_unpacks_to_gigabytes_is_refused_before_it_does() -> None:
     assert f"unpacks to {257 << 20} bytes" in refusal(BadRequest, out.getvalue(), "application/x-npz")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.sampled_from([row.media for row in codecs.TABLE]) | st.text(max_size=30))
 @example(b"PK\x05\x06" + bytes(18), "application/x-npz")
 def test_any_bytes_of_any_type_are_read_or_refused_in_our_words(body: bytes, content_type: str) -> None:
@@ -196,6 +197,7 @@ def test_any_bytes_of_any_type_are_read_or_refused_in_our_words(body: bytes, con
         assert refused.message
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_npy_or_npz_is_read_or_refused_in_our_words(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["application/x-npy", "application/x-npz"]))
@@ -343,6 +345,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_json_comes_back_as_it_went(value: object) -> None:
     body, kind = codecs.encode(value, "application/json")
@@ -350,12 +353,14 @@ def test_json_comes_back_as_it_went(value: object) -> None:
     assert json.loads(body) == value
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(allow_nan=False), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_csv_of_numbers_comes_back_as_it_went(rows: list[list[float]]) -> None:
     body, kind = codecs.encode(rows, "text/csv")
     assert codecs.decode(body, kind) == rows
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.text().map(lambda text: f"x{text}"), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_csv_of_text_comes_back_as_it_went(rows: list[list[str]]) -> None:
     body, kind = codecs.encode(rows, "text/csv")
@@ -380,6 +385,7 @@ def same(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
     )
 
 
+@settings(deadline=None)
 @given(arrays)
 def test_arrays_come_back_as_they_went_and_numpy_agrees(array: np.ndarray[Any, Any]) -> None:
     body, kind = codecs.encode(array, "application/x-npy")
@@ -387,6 +393,7 @@ def test_arrays_come_back_as_they_went_and_numpy_agrees(array: np.ndarray[Any, A
     assert same(np.load(io.BytesIO(body), allow_pickle=False).astype(array.dtype.newbyteorder("=")), npy.read(body))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1), arrays, max_size=3))
 def test_dicts_of_arrays_come_back_from_npz_as_they_went(value: dict[str, np.ndarray[Any, Any]]) -> None:
     body, kind = codecs.encode(value, "application/x-npz")

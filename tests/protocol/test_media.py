@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from container.errors import NotAcceptable
@@ -86,12 +86,14 @@ def test_an_accept_that_nothing_satisfies_is_refused_with_what_is_offered(accept
 header = st.text(st.sampled_from('abc/*;,="\\q01. \t'), max_size=40) | st.text(max_size=20)
 
 
+@settings(deadline=None)
 @given(header)
 def test_any_header_at_all_can_be_parsed(text: str) -> None:
     parsed = media.parse(text)
     assert parsed.type == parsed.type.lower() != ""
 
 
+@settings(deadline=None)
 @given(header)
 def test_ranking_is_a_choice_among_what_is_offered_each_once(text: str) -> None:
     ranked = media.rank(text, OFFERED)
@@ -102,6 +104,7 @@ def test_ranking_is_a_choice_among_what_is_offered_each_once(text: str) -> None:
 token = st.text(st.sampled_from("abcdefgh-+.123"), min_size=1, max_size=8)
 
 
+@settings(deadline=None)
 @given(token, token, st.dictionaries(token, st.text(st.characters(codec="ascii", categories=["L", "N", "P"]))))
 def test_a_quoted_parameter_comes_back_whatever_is_in_it(main: str, sub: str, parameters: dict[str, str]) -> None:
     quoted = "".join(
