@@ -1,0 +1,122 @@
+"""Clients that say nothing, that come in crowds, that do not read: gunicorn's protocol with our changes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+
+from container.front import worker
+from container.front.worker import Protocol
+
+
+async def app(
+    scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+) -> None:
+    size = int(scope["path"].strip("/") or 2)
+    headers = [(b"content-length", b"%d" % size)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"x" * size})
+
+
+class Serving:
+    """Protocol on a loopback port, on the loop of the test."""
+
+    def __init__(self, **settings: Any) -> None:
+        cfg = Config()
+        for name, value in {"keepalive": 75, "asgi_disconnect_grace_period": 0, **settings}.items():
+            cfg.set(name, value)
+        log = SimpleNamespace(access_log_enabled=False, debug=print, info=print, warning=print, exception=print)
+        self.worker = SimpleNamespace(
+            cfg=cfg, log=log, asgi=app, nr_conns=0, nr=0, max_requests=1 << 60, alive=True, state={}, connections=set()
+        )
+
+    async def __aenter__(self) -> Serving:
+        self.worker.loop = asyncio.get_running_loop()
+        self.server = await self.worker.loop.create_server(lambda: Protocol(self.worker), "127.0.0.1", 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+        for connection in list(self.worker.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0.01)
+
+
+def test_a_connection_that_never_asks_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "FIRST_REQUEST_S", 0.05)
+
+    async def scenario() -> None:
+        async with Serving() as serving:
+            for said in (b"", b"GET /ping HTT", b"GET / HTTP/1.1\r\nHost: a\r\n"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+                writer.write(said)
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+                writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\nxx")
+            await asyncio.sleep(0.1)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\nxx")).startswith(b"HTTP/1.1 200"), "one that has asked is kept"
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_connections_over_the_cap_are_told_to_come_back() -> None:
+    async def scenario() -> None:
+        async with Serving(worker_connections=2) as serving:
+            kept = [await asyncio.open_connection("127.0.0.1", serving.port) for _ in range(2)]
+            reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+            answer = await asyncio.wait_for(reader.read(), 5)
+            assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert b"Retry-After: 1\r\n" in answer
+            assert answer.endswith(
+                b'{"code":503,"type":"ServiceUnavailableException",'
+                b'"message":"too many connections; try again in a moment","reason":"server.queue_full"}'
+            )
+            for each in (writer, *(writer for _, writer in kept)):
+                each.close()
+                await each.wait_closed()
+            deadline = time.monotonic() + 5
+            while serving.worker.nr_conns:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\nxx")).startswith(b"HTTP/1.1 200")
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_does_not_read_its_last_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "FLUSH_S", 0.05)
+
+    async def scenario() -> None:
+        async with Serving() as serving:
+            loop = asyncio.get_running_loop()
+            with socket.socket() as stream:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                stream.setblocking(False)
+                await loop.sock_connect(stream, ("127.0.0.1", serving.port))
+                await loop.sock_sendall(stream, b"GET /30000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                deadline = time.monotonic() + 5
+                while serving.worker.nr == 0 and not serving.worker.connections:
+                    await asyncio.sleep(0.01)
+                (connection,) = serving.worker.connections
+                await asyncio.sleep(0.05)
+                connection._close_transport()
+                while serving.worker.connections:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
