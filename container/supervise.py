@@ -115,7 +115,7 @@ class Supervisor:
             _log.error("the engine died before it took the registry over: %s", error)
 
     def _start_front(self) -> None:
-        command = [sys.executable, "-m", "gunicorn", "-c", "python:container.front.gunicorn_conf"]
+        command = [sys.executable, "-m", "container.front.main", "--parent", str(os.getpid())]
         self._front_pid = self._spawn(command)
         self._front_born_s = time.monotonic()
 

@@ -88,7 +88,7 @@ class Server:
 
     def pid_of(self, part: str) -> int:
         """Return the pid of "engine", "guests" or "front" (gunicorn's master)."""
-        marks = {"engine": "container.engine.main", "guests": "container.host.child", "front": "gunicorn"}
+        marks = {"engine": "container.engine.main", "guests": "container.host.child", "front": "container.front.main"}
         for process in self.family():
             try:
                 if marks[part] in " ".join(process.cmdline()):

@@ -180,7 +180,13 @@ class ChildRunner:
                 ticket.dropped = True
                 ticket.settle(result)
 
-        ticket.on_drop = client.forward(name, ticket.payload, ticket.deadline_s, on_result)
+        cancel = client.forward(name, ticket.payload, ticket.deadline_s, on_result)
+
+        def on_drop() -> None:
+            cancel()  # no result will come; if it already runs, the child itself waits for its end before an unload
+            self._in_flight[name] -= 1
+
+        ticket.on_drop = on_drop
 
     def busy(self, name: str) -> bool:
         """Whether requests of ``name`` are in the child."""

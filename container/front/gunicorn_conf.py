@@ -6,9 +6,11 @@ The one place of the front that reads settings. The values below were tried; des
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from container.front import asgi
 from container.front.worker import JsonLogger
+from container.lifeline import die_with_parent
 from container.settings import Settings
 from container.wire.client import Client
 
@@ -37,6 +39,11 @@ worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 logger_class = JsonLogger
 loglevel = _settings.log_level
 accesslog = None
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Tie a worker's life to the master's; the master ends only after its workers, unless it is killed."""
+    die_with_parent(server.pid)
 
 
 def application() -> asgi.App:

@@ -22,7 +22,7 @@ from container.handler import Handler
 
 class SlowEcho(Handler):
     def predict(self, batch):
-        time.sleep(0.01)
+        time.sleep(0.1)
         return batch
 """
 
@@ -120,7 +120,7 @@ def test_nothing_is_left_when_the_supervisor_itself_is_killed(tmp_path: Path) ->
 
 def test_sigterm_lets_the_running_request_finish_and_ends_in_time(tmp_path: Path) -> None:
     server = Server(tmp_path).wait_until_up()
-    write_handler(server.folder("slow"), SLOW_ECHO.replace("0.01", "2"))
+    write_handler(server.folder("slow"), SLOW_ECHO.replace("0.1", "2"))
     server.load("slow").raise_for_status()
     answers: list[httpx.Response] = []
     caller = threading.Thread(
