@@ -64,7 +64,8 @@ class Ratio:
         if not self.measurable:
             return "not measurable"
         met = self.pairs.median >= goal if sense == "least" else self.pairs.median <= goal
-        return "reached" if met else "missed"
+        few = "" if len(self.under.values) >= FEWEST else " (too few pairs to quote)"
+        return ("reached" if met else "missed") + few
 
     def text(self) -> str:
         """Return the median with its range, or why there is none."""

@@ -60,14 +60,14 @@ class Mms(Server):
             **self.extra,
         }
 
-    def start(self) -> float:
-        """Start it and return the seconds until /ping. Raises PeerFailed, also when another one runs."""
+    def start(self) -> None:
+        """Start it. Raises PeerFailed, also when another one runs."""
         for process in psutil.process_iter(["cmdline"]):
             if _JAVA_CLASS in (process.info["cmdline"] or ()):
                 raise PeerFailed(
                     f"another multi-model-server runs (pid {process.pid}); the toolkit allows one a machine"
                 )
-        return super().start()
+        super().start()
 
 
 def main() -> None:

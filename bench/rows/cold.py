@@ -47,6 +47,10 @@ def run(options: Options) -> Report:
             if name in options.peers:
                 peers[name] = make()
                 stack.enter_context(peers[name])
+        starts = {name: peer.started_s for name, peer in peers.items() if isinstance(peer, Server)}
+        rows = [(name, f"{seconds * 1e3:,.0f}") for name, seconds in starts.items()]
+        report.tables.append(Table("start, once", ("", "ms from spawn to the first 200 of /ping"), rows))
+        report.samples["start_s"] = starts
         for peer in peers.values():  # a server's very first load imports what later ones find imported
             _cold(peer, archives.tiny(900))
         for kind, folders in kinds.items():

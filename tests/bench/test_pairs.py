@@ -28,6 +28,12 @@ def test_a_ratio_over_something_steady_is_judged_by_its_median():
     assert ratio.verdict(2.5, "most") == "missed"
 
 
+def test_a_verdict_over_fewer_than_five_pairs_says_so():
+    ratio = Ratio(over=Series((3.0, 3.0)), under=Series((1.0, 1.0)))
+
+    assert ratio.verdict(2.0, "least") == "reached (too few pairs to quote)"
+
+
 def test_rounds_of_unlike_number_are_refused():
     with pytest.raises(ValueError, match="2 rounds of A but 1 of B"):
         _ = Ratio(Series((1.0, 2.0)), Series((1.0,))).pairs
