@@ -9,7 +9,7 @@ used + reserved + leaving + free == limit + over,  free * over == 0,  none negat
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -127,10 +127,7 @@ class Account:
                 continue
             del self._places[segment]
             leaving += place.bytes
-            if place.used:
-                self._used_bytes -= place.bytes
-            else:
-                self._reserved_bytes -= place.bytes
+            self._count(place, -1)
         self.used_by.discard(name)
         self.reserved_by.discard(name)
         self.leaving[name] = leaving
@@ -141,6 +138,33 @@ class Account:
         if name not in self.leaving:
             raise BadBooking(f"{name!r} has nothing leaving the {self.tier.value} tier")
         return self.leaving.pop(name)
+
+    def recut(self, name: str, old: Iterable[str], new: Mapping[str, int]) -> None:
+        """``name`` consists of ``new`` instead of ``old``: a place nobody uses any more goes, a new one is there.
+
+        For a model that is on its way, a new place is reserved. May leave the tier over its limit.
+        """
+        if name not in self.used_by and name not in self.reserved_by:
+            return
+        used = name in self.used_by
+        for segment in old:
+            place = self._places[segment]
+            if segment not in new:
+                place.users.discard(name)
+                if not place.users:
+                    self._count(place, -1)
+                    del self._places[segment]
+        for segment, nbytes in new.items():
+            if segment not in self._places:
+                self._places[segment] = _Place(nbytes, used, set())
+                self._count(self._places[segment], +1)
+            place = self._places[segment]
+            place.users.add(name)
+            self._count(place, -1)
+            if place.users == {name}:
+                place.bytes = nbytes
+            place.used = place.used or used  # if somebody was bringing it: it is there now
+            self._count(place, +1)
 
     def check(self, segments_of: Mapping[str, tuple[str, ...]]) -> None:
         """Raise AssertionError unless the laws hold; ``segments_of``: every registered model's segments."""
@@ -160,3 +184,9 @@ class Account:
         assert users == {segment: place.users for segment, place in self._places.items()}, "references are wrong"
         for name in self.used_by:
             assert all(self._places[segment].used for segment in segments_of[name]), f"{name} is not whole"
+
+    def _count(self, place: _Place, sign: int) -> None:
+        if place.used:
+            self._used_bytes += sign * place.bytes
+        else:
+            self._reserved_bytes += sign * place.bytes

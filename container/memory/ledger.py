@@ -83,9 +83,7 @@ class Ledger:
         sizes = dict(segments)
         if any(nbytes < 0 for nbytes in sizes.values()):
             raise BadBooking(f"{name!r} has a segment of negative size: {sizes}")
-        for segment, nbytes in sizes.items():
-            self._bytes.setdefault(segment, nbytes)
-            self._owners.setdefault(segment, set()).add(name)
+        self._own(name, sizes)
         entry = self._entries[name] = Entry(name, tuple(sizes), pinned=pinned, used_at=at)
         return entry
 
@@ -134,11 +132,23 @@ class Ledger:
         for tier, account in self._accounts.items():
             if account.has(name):
                 raise BadBooking(f"{name!r} still has bytes on the {tier.value} tier")
-        for segment in entry.segments:
-            self._owners[segment].discard(name)
-            if not self._owners[segment]:
-                del self._owners[segment], self._bytes[segment]
+        self._disown(name, entry.segments)
         del self._entries[name]
+
+    def recut(self, name: str, segments: Iterable[Segment]) -> None:
+        """``name`` consists of other segments from here on: its weights were found to be shared with other models.
+
+        On a tier where it lies, places that nobody uses any more are gone at once, and new ones are used at once. A
+        segment that others have keeps its bytes.
+        """
+        entry, sizes = self.entry(name), dict(segments)
+        if any(nbytes < 0 for nbytes in sizes.values()):
+            raise BadBooking(f"{name!r} has a segment of negative size: {sizes}")
+        old, entry.segments = entry.segments, tuple(sizes)
+        self._own(name, sizes)
+        for account in self._accounts.values():
+            account.recut(name, old, self.segments(name))
+        self._disown(name, [segment for segment in old if segment not in sizes])
 
     def pin(self, name: str) -> None:
         """Never let the planner choose ``name``."""
@@ -174,6 +184,19 @@ class Ledger:
     def set_limit(self, tier: Tier, limit: int) -> None:
         """Change the limit of ``tier``; what is there stays, and shows as ``over`` if it is too much."""
         self._accounts[tier].limit = limit
+
+    def _own(self, name: str, sizes: Mapping[str, int]) -> None:
+        for segment, nbytes in sizes.items():
+            owners = self._owners.setdefault(segment, set())
+            owners.add(name)
+            if owners == {name}:
+                self._bytes[segment] = nbytes
+
+    def _disown(self, name: str, segments: Iterable[str]) -> None:
+        for segment in segments:
+            self._owners[segment].discard(name)
+            if not self._owners[segment]:
+                del self._owners[segment], self._bytes[segment]
 
     # ---------------------------------------------------------------- figures
 

@@ -125,6 +125,29 @@ def test_a_lowered_limit_is_over_until_something_leaves():
     assert ledger.figures(DEVICE) == Figures(limit=5, used=4, reserved=0, leaving=0, free=1, over=0)
 
 
+def test_two_models_found_equal_become_one_segment():
+    ledger = up(book(100, a=40, b=40, c=5), "a", "b")
+    for name in "ab":
+        ledger.recut(name, [Segment("shared:1", 39), Segment(name, 1)])
+        ledger.check()
+    assert ledger.figures(DEVICE) == Figures(limit=100, used=41, reserved=0, leaving=0, free=59, over=0)
+    assert (ledger.bytes("a"), ledger.shared_bytes("a")) == (40, 39)
+    ledger.recut("c", [Segment("shared:1", 39), Segment("c", 1)])  # lies on disk; it knows what it will need
+    assert ledger.reserve("c", DEVICE) == 1
+    assert ledger.demote("a", DEVICE) == 1
+    ledger.check()
+
+
+def test_a_model_on_its_way_can_be_cut_anew():
+    ledger = up(book(100, a=40, b=40), "a")
+    ledger.recut("a", [Segment("shared:1", 40)])
+    ledger.reserve("b", DEVICE)
+    ledger.recut("b", [Segment("shared:1", 40), Segment("b", 2)])
+    assert ledger.figures(DEVICE) == Figures(limit=100, used=40, reserved=2, leaving=0, free=58, over=0)
+    ledger.commit("b", DEVICE)
+    ledger.check()
+
+
 @pytest.mark.parametrize(
     "verb",
     [
@@ -147,6 +170,8 @@ def test_a_lowered_limit_is_over_until_something_leaves():
         lambda book: book.drop("leaving"),
         lambda book: book.drop("nobody"),
         lambda book: book.unhold("up"),
+        lambda book: book.recut("nobody", []),
+        lambda book: book.recut("up", [Segment("x", -1)]),
         lambda book: Ledger({DISK: 1}),
     ],
 )
@@ -261,6 +286,33 @@ class LedgerMachine(RuleBasedStateMachine):
             self.ledger.hold(name)
         elif self.ledger.entry(name).holds:
             self.ledger.unhold(name)
+
+    @precondition(lambda self: self.models)
+    @rule(data=st.data())
+    def recut(self, data):
+        name = self.pick(data, self.models)
+        parts = [*data.draw(st.lists(st.sampled_from(self.SEGMENTS), unique=True, max_size=3)), f"own-{name}"]
+        others = {part for other, theirs in self.models.items() if other != name for part in theirs}
+        new = {part: self.sizes[part] if part in others else data.draw(st.integers(0, 20)) for part in parts}
+        self.ledger.recut(name, [Segment(part, nbytes) for part, nbytes in new.items()])
+        old, self.models[name] = self.models[name], tuple(parts)
+        self.sizes |= new
+        for tier, states in self.state.items():
+            state, there = states.get(name), self.there[tier]
+            if not isinstance(state, str):
+                continue
+            wanted = {part for user, s in states.items() if isinstance(s, str) for part in self.models[user]}
+            for part in old:
+                if part not in wanted:
+                    del there[part]
+            for part in parts:
+                nbytes, used = there.get(part, (self.sizes[part], False))
+                alone = not any(
+                    part in self.models[user] for user, s in states.items() if isinstance(s, str) and user != name
+                )
+                there[part] = (self.sizes[part] if alone else nbytes, used or state == "used")
+        named = {part for parts in self.models.values() for part in parts}
+        self.sizes = {part: nbytes for part, nbytes in self.sizes.items() if part in named}
 
     @rule(tier=st.sampled_from([DEVICE, HOST]), limit=st.integers(0, 80))
     def set_limit(self, tier, limit):
