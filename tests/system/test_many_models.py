@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from container.memory.sizes import checkpoint_bytes
 from tests.makers import tiny_bert
 from tests.server import running
 
@@ -17,7 +18,7 @@ MODELS = 200
 
 
 def test_two_hundred_models_answer_rightly_where_twenty_fit(tmp_path: Path) -> None:
-    size = (tiny_bert(tmp_path / "one") / "model.safetensors").stat().st_size
+    size = checkpoint_bytes(tiny_bert(tmp_path / "one"))
     with running(tmp_path, BERTH_MEMORY_LIMIT=str(20 * size + size // 2), BERTH_SHARING="off") as server:
         pings: list[float] = []
         stop = threading.Event()
