@@ -35,6 +35,8 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: A body of POST /models holds two short strings.
 _CONTROL_BODY_BYTES = 1 << 20
 _REPORT_S = 1.0
+#: Counted for a caller that hung up before its answer; nobody ever receives it.
+_HUNG_UP = 499
 
 
 class App:
@@ -79,6 +81,9 @@ class App:
             answer.headers.append((b"allow", routes.allowed(scope["raw_path"]).encode()))
         except ServingError as error:
             answer = errors.answer(error)
+        except asyncio.CancelledError:
+            self.requests.add(operation, _HUNG_UP)
+            raise
         except Exception:  # noqa: BLE001 - an edge of the process: fixed text out, the traceback to the log
             answer = self._unforeseen(scope)
         self.requests.add(operation, answer.status)

@@ -68,13 +68,11 @@ class Pages:
     def home(self) -> str:
         """Return the page of loaded models."""
         try:
-            status = self._ask(m.Ready(0))
-            page = self._ask(m.List(0, _SHOWN_MODELS))
-            models = [self._ask(m.Describe(0, entry.name)) for entry in getattr(page, "models", [])]
+            status, page, models = self._wait(self._loaded())
         except ServingError as error:
             return render_template_string(_HOME, state=f"The engine does not answer: {error.message}", models=[])
-        state = f"Engine {getattr(status, 'state', '?')} on {getattr(status, 'device', '?')}"
-        return render_template_string(_HOME, state=state, models=models, more=getattr(page, "next_token", ""))
+        state = f"Engine {status.state} on {status.device}"
+        return render_template_string(_HOME, state=state, models=models, more=page.next_token)
 
     def docs(self) -> str:
         """Return the routes, to read."""
@@ -102,8 +100,13 @@ class Pages:
             self._engine.counts(counts)
         return await self._engine.call(m.Stats(0))
 
-    def _ask(self, request: m.Request) -> Any:
-        return self._wait(self._engine.call(request))
+    async def _loaded(self) -> tuple[Any, Any, list[m.Description]]:
+        """Return the engine's Status, the first Page of models, and what is known of each that is still there."""
+        status = await self._engine.call(m.Ready(0))
+        page: Any = await self._engine.call(m.List(0, _SHOWN_MODELS))
+        asked = [self._engine.call(m.Describe(0, entry.name)) for entry in page.models]
+        replies = await asyncio.gather(*asked, return_exceptions=True)
+        return status, page, [reply for reply in replies if isinstance(reply, m.Description)]
 
     def _wait(self, work: Any) -> Any:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

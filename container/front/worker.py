@@ -1,9 +1,10 @@
 """gunicorn's asgi worker and protocol, with what silent and hasty clients need.
 
-Four changes to ``gunicorn.asgi.protocol.ASGIProtocol`` (27.0.1): a connection that sends no request is closed, there
-is a cap on connections, a refusal sent before the body was read reaches the client (the rest of the body is read and
-thrown away for a moment: closing at once would reset the connection under the answer), and errors of the HTTP parser
-have our JSON shape. One to the worker: on SIGTERM idle connections are closed, so that it does not wait for them.
+Five changes to ``gunicorn.asgi.protocol.ASGIProtocol`` (27.0.1): a connection that sends no request is closed, so is
+one that takes nothing of its answer, there is a cap on connections, a refusal sent before the body was read reaches
+the client (the rest of the body is read and thrown away for a moment: closing at once would reset the connection under
+the answer), and errors of the HTTP parser have our JSON shape. One to the worker: on SIGTERM idle connections are
+closed, so that it does not wait for them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ FIRST_REQUEST_S = 20.0
 LINGER_S = 2.0
 #: After closing, this long a client may take for what was written to it.
 FLUSH_S = 10.0
+#: A client that takes nothing of an answer for this long is gone. The kernel asks for more only when about a third of
+#: its send buffer (4 MB) is free, so this also means less than some 20 KB/s.
+STALL_S = 60.0
 
 _TYPES = {
     400: "BadRequestException",
@@ -60,6 +64,20 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
         """Take what came in; after a refusal it is thrown away."""
         if not self._lingering:
             super().data_received(data)
+
+    def pause_writing(self) -> None:
+        """Wait for the client to read, as long as it reads at all."""
+        super().pause_writing()
+        self.worker.loop.call_later(STALL_S, self._check_progress, self.transport.get_write_buffer_size())
+
+    def _check_progress(self, before_bytes: int) -> None:
+        if self._conn_lost_handled or not self._flow_control.write_paused:
+            return
+        waiting_bytes = self.transport.get_write_buffer_size()
+        if waiting_bytes >= before_bytes:
+            self.transport.abort()
+        else:
+            self.worker.loop.call_later(STALL_S, self._check_progress, waiting_bytes)
 
     def close_if_idle(self) -> None:
         """Close the connection if no request is under way on it."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvloop
 from gunicorn.config import Config
 
 from container.front import worker
@@ -68,7 +69,7 @@ def test_a_connection_that_never_asks_is_closed(monkeypatch: pytest.MonkeyPatch)
             assert (await reader.readuntil(b"\r\n\r\nxx")).startswith(b"HTTP/1.1 200"), "one that has asked is kept"
             writer.close()
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_connections_over_the_cap_are_told_to_come_back() -> None:
@@ -95,7 +96,37 @@ def test_connections_over_the_cap_are_told_to_come_back() -> None:
             assert (await reader.readuntil(b"\r\n\r\nxx")).startswith(b"HTTP/1.1 200")
             writer.close()
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
+
+
+async def ask_for_30_mb(serving: Serving, stream: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    stream.setblocking(False)
+    await loop.sock_connect(stream, ("127.0.0.1", serving.port))
+    await loop.sock_sendall(stream, b"GET /30000000 HTTP/1.1\r\nHost: a\r\n\r\n")
+
+
+def test_a_client_that_reads_nothing_is_let_go_and_one_that_reads_slowly_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "STALL_S", 0.3)
+
+    async def scenario() -> None:
+        async with Serving() as serving:
+            loop = asyncio.get_running_loop()
+            with socket.socket() as reading, socket.socket() as sleeping:
+                await ask_for_30_mb(serving, reading)
+                await ask_for_30_mb(serving, sleeping)
+                got = len(await loop.sock_recv(reading, 100_000))
+                deadline = time.monotonic() + 20
+                while len(serving.worker.connections) > 1 or got < 30_000_000:
+                    got += len(await loop.sock_recv(reading, 100_000))
+                    await asyncio.sleep(0 if len(serving.worker.connections) == 1 else 0.01)
+                    assert time.monotonic() < deadline
+                (connection,) = serving.worker.connections
+                assert connection.transport.get_extra_info("peername") == reading.getsockname()
+
+    uvloop.run(scenario())
 
 
 def test_a_client_that_does_not_read_its_last_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,12 +134,8 @@ def test_a_client_that_does_not_read_its_last_answer_is_let_go(monkeypatch: pyte
 
     async def scenario() -> None:
         async with Serving() as serving:
-            loop = asyncio.get_running_loop()
             with socket.socket() as stream:
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                stream.setblocking(False)
-                await loop.sock_connect(stream, ("127.0.0.1", serving.port))
-                await loop.sock_sendall(stream, b"GET /30000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+                await ask_for_30_mb(serving, stream)
                 deadline = time.monotonic() + 5
                 while serving.worker.nr == 0 and not serving.worker.connections:
                     await asyncio.sleep(0.01)
@@ -119,4 +146,4 @@ def test_a_client_that_does_not_read_its_last_answer_is_let_go(monkeypatch: pyte
                     assert time.monotonic() < deadline
                     await asyncio.sleep(0.01)
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
