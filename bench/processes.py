@@ -81,15 +81,15 @@ def machine_busy_seconds() -> float:
     return (user + nice + system + irq + softirq + steal) * _TICK_S
 
 
-def pss_bytes(pids: list[int]) -> int:
-    """Return the proportional set size of ``pids`` together (/proc/PID/smaps_rollup)."""
+def pss_bytes(pids: list[int], kind: str = "Pss") -> int:
+    """Return the proportional set size of ``pids`` together; kind: Pss, Pss_Anon, Pss_File or Pss_Shmem."""
     total = 0
     for pid in pids:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        total += next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0) * 1024
+        total += next((int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")), 0) * 1024
     return total
 
 
