@@ -14,8 +14,6 @@ from typing import NamedTuple
 from container.errors import NotAcceptable
 from container.payload import JSON
 
-#: Text up to a separator, not looking inside quotes.
-_PARTS = {mark: re.compile(rf'((?:[^{mark}"]|"(?:[^"\\]|\\.)*(?:"|$))*)(?:{mark}|$)') for mark in ";,"}
 _WEIGHT = re.compile(r"[01](\.\d*)?|\.\d+")
 
 
@@ -43,7 +41,24 @@ class _Range(NamedTuple):
 
 
 def _split(text: str, mark: str) -> list[str]:
-    return [part.strip() for part in _PARTS[mark].findall(text) if part.strip()]
+    """Cut ``text`` at ``mark``, not inside quotes; one pass, for a regex with nested quotes takes a second for 8 KB."""
+    pieces = [text]
+    if '"' not in text:
+        pieces = text.split(mark)
+    elif mark in text:
+        pieces, start, quoted, escaped = [], 0, False, False
+        for at, letter in enumerate(text):
+            if escaped:
+                escaped = False
+            elif letter == "\\":
+                escaped = quoted
+            elif letter == '"':
+                quoted = not quoted
+            elif letter == mark and not quoted:
+                pieces.append(text[start:at])
+                start = at + 1
+        pieces.append(text[start:])
+    return [piece.strip() for piece in pieces if piece.strip()]
 
 
 def _unquote(value: str) -> str:

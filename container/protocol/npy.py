@@ -25,6 +25,8 @@ Array = np.ndarray[Any, Any]
 MAX_UNPACKED_BYTES = 256 << 20
 _MAX_MEMBERS = 1024
 _MAX_DIMENSIONS = 32
+#: As numpy.load's max_header_size; the headers it writes have 118.
+_MAX_HEADER_BYTES = 10_000
 _MAGIC = b"\x93NUMPY"
 _DESCR = re.compile(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[?biufcSU]\d*)['"]""")
 _ORDER = re.compile(r"""['"]fortran_order['"]\s*:\s*(True|False)""")
@@ -38,6 +40,8 @@ def read(body: bytes) -> Array:
     wide = body[6] >= 2
     (length,) = struct.unpack_from("<I" if wide else "<H", body, 8)
     start = (12 if wide else 10) + length
+    if length > _MAX_HEADER_BYTES:
+        raise BadRequest(f"the .npy header says it has {length} bytes; at most {_MAX_HEADER_BYTES} are read")
     header = body[12 if wide else 10 : start].decode("latin-1")
     descr, order, shape = _DESCR.search(header), _ORDER.search(header), _SHAPE.search(header)
     if start > len(body) or descr is None or order is None or shape is None:

@@ -154,6 +154,7 @@ def npy_of(header: str, data: bytes = b"", version: bytes = b"\x01\x00") -> byte
         npy_of("{'descr': '<f3', 'fortran_order': False, 'shape': (1,), }", b"\0" * 3),
         npy_of("{'descr': '<U0', 'fortran_order': False, 'shape': (1,), }"),
         npy_of("{'descr': '<U1', 'fortran_order': False, 'shape': (1,), }", b"\xff\xff\xff\xff"),
+        npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (1,), }" + " " * 20_000, b"\0" * 4),
         npy_of("{'shape': (-1,), 'descr': '<f4', 'fortran_order': False}"),
     ],
 )

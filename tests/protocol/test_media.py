@@ -20,6 +20,7 @@ OFFERED = ("application/json", "text/csv", "text/plain", "application/x-npy")
         ('text/plain ; charset="utf-8"', "text/plain", {"charset": "utf-8"}),
         (r'a/b; x="1;2,\"3\""; y=4', "a/b", {"x": '1;2,"3"', "y": "4"}),
         ('a/b; x="never closed', "a/b", {"x": "never closed"}),
+        (r'a/b; x="\\";y=2', "a/b", {"x": "\\", "y": "2"}),
         ("text/csv;;header=present;", "text/csv", {"header": "present"}),
         ("a/b; flag; x=1; x=2", "a/b", {"x": "1"}),
         (
