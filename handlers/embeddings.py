@@ -129,9 +129,10 @@ class Embeddings(Handler):
             self._encoder = BertEncoder(folder, weights, bert.layout_of(config, weights))
             self.reentrant = True
         except Unsupported:
-            from transformers import AutoModel  # seconds to import, and only these models need it
+            import transformers  # seconds, for these models only
 
-            model = AutoModel.from_pretrained(str(folder), local_files_only=True).eval()
+            auto: Any = transformers.AutoModel
+            model = auto.from_pretrained(str(folder), local_files_only=True).eval()
             self._encoder = TransformersEncoder(folder, model)
             self.reentrant = False
 

@@ -112,10 +112,11 @@ class TransformersGenerator:
     """A causal model of transformers, for the families without a function of ours. One call at a time."""
 
     def __init__(self, model_dir: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer  # seconds to import, and only these need it
+        import transformers  # seconds, for these models only
 
-        self.model = AutoModelForCausalLM.from_pretrained(str(model_dir), local_files_only=True).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+        auto: Any = transformers.AutoModelForCausalLM
+        self.model = auto.from_pretrained(str(model_dir), local_files_only=True).eval()
+        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
         self.limit = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
 
     def tokenise(self, texts: list[str]) -> list[list[int]]:

@@ -51,7 +51,7 @@ class Row:
 
 
 def choose(logits: Tensor, rows: Sequence[Row]) -> list[int]:
-    """Return the next token of each of ``rows`` from ``logits`` [rows, V]; one transfer from the device for all greedy."""
+    """Return the next token of each of ``rows`` from ``logits`` [rows, V]; all greedy ones in one transfer."""
     plain = [not row.taste.do_sample and row.taste.repetition_penalty == 1.0 for row in rows]
     best: list[int] = logits.argmax(-1).tolist() if any(plain) else []
     return [best[index] if plain[index] else _one(logits[index], row) for index, row in enumerate(rows)]
@@ -61,7 +61,7 @@ def _one(logits: Tensor, row: Row) -> int:
     taste = row.taste
     scores = logits.float()
     if taste.repetition_penalty != 1.0:
-        seen = torch.tensor([*row.prompt, *row.chosen], device=scores.device).unique()
+        seen = torch.tensor(sorted({*row.prompt, *row.chosen}), device=scores.device)
         said = scores[seen]
         penalised = torch.where(said < 0, said * taste.repetition_penalty, said / taste.repetition_penalty)
         scores = scores.index_copy(0, seen, penalised)

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -25,15 +24,7 @@ from container.nets.config import Unsupported, fields, labels
 from container.payload import Payload
 from handlers import body
 from handlers.encoders import BertEncoder, Text, TransformersEncoder, estimate
-
-Function = Literal["softmax", "sigmoid", "none"]
-
-
-class Parameters(msgspec.Struct, frozen=True):
-    """What a request may ask; function_to_apply None = as the model's config says."""
-
-    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = 5
-    function_to_apply: Function | None = None
+from handlers.scores import Function, Parameters, ranked, usual
 
 
 class Request(NamedTuple):
@@ -68,7 +59,7 @@ class TextClassification(Handler):
         """See Handler. Raises BadArchive."""
         found = fields(model_dir)
         self._labels = labels(found)
-        self._function = _usual(found, len(self._labels))
+        self._function = usual(found, len(self._labels))
         try:
             config = bert.read(found)
             weights = (context.open_weights or checkpoint.read)(model_dir)
@@ -76,9 +67,10 @@ class TextClassification(Handler):
             self._encoder = BertEncoder(model_dir, weights, layout)
             self.reentrant = True
         except Unsupported:
-            from transformers import AutoModelForSequenceClassification as Auto  # seconds, for these models only
+            import transformers  # seconds, for these models only
 
-            model = Auto.from_pretrained(str(model_dir), local_files_only=True).eval()
+            auto: Any = transformers.AutoModelForSequenceClassification
+            model = auto.from_pretrained(str(model_dir), local_files_only=True).eval()
             self._encoder = TransformersEncoder(model_dir, model)
             self.reentrant = False
 
@@ -135,15 +127,7 @@ class TextClassification(Handler):
         return None
 
     def _answer(self, request: Request, logits: Tensor) -> Any:
-        if request.function == "softmax":
-            scores = logits.softmax(1)
-        else:
-            scores = logits.sigmoid() if request.function == "sigmoid" else logits
-        best, numbers = scores.topk(min(request.top_k or len(self._labels), len(self._labels)), dim=1)
-        rows = [
-            [{"label": self._labels[number], "score": score} for score, number in zip(*pair, strict=True)]
-            for pair in zip(best.tolist(), numbers.tolist(), strict=True)
-        ]
+        rows = ranked(logits, self._labels, request.top_k, request.function)
         return rows[0] if request.single else rows
 
 
@@ -157,10 +141,3 @@ def _text(where: str, value: Any) -> Text:
         if isinstance(pair, str):
             return value["text"], pair
     raise BadInput(f"{where} is {body.shown(value)}; expected a text, or an object with the texts text and text_pair")
-
-
-def _usual(found: dict[str, Any], classes: int) -> Function:
-    """What transformers' pipeline does with the logits when nobody says."""
-    if found.get("problem_type") == "regression":
-        return "none"
-    return "sigmoid" if classes == 1 or found.get("problem_type") == "multi_label_classification" else "softmax"

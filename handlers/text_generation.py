@@ -30,10 +30,11 @@ Positive = Annotated[int, Meta(ge=1)]
 
 #: What transformers or text-generation-inference know and this task does not do.
 _ABSENT = (
-    "num_beams num_beam_groups num_return_sequences best_of penalty_alpha typical_p min_p watermark details stream "
-    "decoder_input_details return_tensors min_length min_new_tokens max_time bad_words_ids truncate truncation "
-    "frequency_penalty no_repeat_ngram_size length_penalty early_stopping"
-).split()
+    *("num_return_sequences", "num_beams", "num_beam_groups", "best_of", "length_penalty", "early_stopping"),
+    *("penalty_alpha", "typical_p", "min_p", "no_repeat_ngram_size", "frequency_penalty", "bad_words_ids"),
+    *("watermark", "details", "decoder_input_details", "stream", "return_tensors", "truncate", "truncation"),
+    *("min_length", "min_new_tokens", "max_time"),
+)
 
 
 class Parameters(msgspec.Struct, frozen=True):
