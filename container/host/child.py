@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import uvloop
 
 from container import log
 from container.archive.manifest import Manifest
@@ -177,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     capture_output()
     guard.take_baseline()
     try:
-        asyncio.run(_run(options.socket, options.name, options.device, options.lanes))
+        uvloop.run(_run(options.socket, options.name, options.device, options.lanes))
     except ServingError as error:
         _log.error("%s", error)
         return 1
