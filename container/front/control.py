@@ -36,8 +36,7 @@ async def load(engine: Engine, body: bytes, query: bytes, target_model: str) -> 
     reply = await _to_the_end(engine, m.Load(0, name, wanted["url"]))
     if not isinstance(reply, m.Loaded):
         raise _unexpected(reply)
-    fields = {"model": name, "bytes": reply.bytes, "times_ms": reply.times_ms, "target_model": target_model}
-    _log.info("loaded", extra={"fields": fields})
+    _log_target("loaded", name, target_model)
     return _json({"status": "Workers scaled"})
 
 
@@ -82,9 +81,14 @@ async def unload(engine: Engine, name: str, target_model: str) -> Answer:
     reply = await _to_the_end(engine, m.Unload(0, name))
     if not isinstance(reply, m.Unloaded):
         raise _unexpected(reply)
-    fields = {"model": name, "freed_bytes": reply.freed_bytes, "target_model": target_model}
-    _log.info("unloaded", extra={"fields": fields})
+    _log_target("unloaded", name, target_model)
     return _json({"status": f'Model "{name}" unregistered', "freedBytes": reply.freed_bytes})
+
+
+def _log_target(event: str, name: str, target_model: str) -> None:
+    """Tell which archive the platform's opaque ``name`` stands for; the engine logs the rest."""
+    if target_model:
+        _log.info(event, extra={"fields": {"model": name, "target_model": target_model}})
 
 
 async def _to_the_end(engine: Engine, request: m.Request) -> m.Reply:
