@@ -47,7 +47,7 @@ class Parameters(msgspec.Struct, frozen=True):
     top_k: Annotated[int, Meta(ge=0)] | None = 50
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = 1.0
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = 1.0
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     stop: str | list[str] = []
     stop_sequences: str | list[str] = []
     return_full_text: bool = True
