@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import ctypes
 import pickle
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -51,6 +52,22 @@ _libc = ctypes.CDLL(None, use_errno=True)
 Identity = tuple[int, int, int, int]
 
 
+#: What is left of a map after sharing moves off the file if it is at most this part of the model: one eighth.
+_MOVED_PART = 8
+
+
+class SharedPart(Protocol):
+    """Memory that several maps have tensors in (``memory/sharing``); it lives as long as one of them refers to it."""
+
+    @property
+    def id(self) -> str:
+        """The ledger's name of the segment."""
+
+    @property
+    def bytes(self) -> int:
+        """What it takes, once."""
+
+
 class WeightsChanged(Exception):
     """A file under a model is not the one that was opened: close the map and load the model anew. No caller's fault."""
 
@@ -76,7 +93,12 @@ class WeightMap(Mapping[str, torch.Tensor]):
         self._device = device
         self._identities: tuple[Identity, ...] = ()
         self._tensors: dict[str, torch.Tensor] | None = None
-        self._bytes = 0
+        self._own_bytes = 0
+        self._shared: tuple[SharedPart, ...] = ()
+        self._moved: frozenset[str] = frozenset()
+        self._mapped = False
+        self._watched = False
+        self._lock = threading.Lock()
 
     # ------------------------------------------------------------- as mapping
 
@@ -107,18 +129,24 @@ class WeightMap(Mapping[str, torch.Tensor]):
         if self._identities and before != self._identities:
             raise WeightsChanged(self._changed(before))
         tensors = _read_pickle(self._checkpoint.files) if self._checkpoint.kind == "pickle" else self._map()
-        tensors, self._bytes = _serve(tensors, self._dtype, self._device)
+        tensors, self._own_bytes, self._mapped = _serve(tensors, self._dtype, self._device)
         after = tuple(_identity(path) for path in self._checkpoint.files)
         if before != after:
             raise WeightsChanged(self._changed(after))
-        self._tensors, self._identities = tensors, after
+        self._tensors, self._identities, self._watched = tensors, after, True
 
     def close(self) -> None:
         """Let go of every tensor and mapping; memory is back once nobody else holds a tensor."""
-        self._tensors = None
+        with self._lock:
+            self._tensors, self._shared, self._moved = None, (), frozenset()
 
     def check(self) -> None:
-        """Raise WeightsChanged if a file is not the one that was opened. One stat (2 µs) a file."""
+        """Raise WeightsChanged if a file is not the one that was opened. One stat (2 µs) a file.
+
+        A map that was moved off its files (``rebind``) does not depend on them and always passes.
+        """
+        if not self._watched:
+            return
         for path, identity in zip(self._checkpoint.files, self._identities, strict=True):
             if _identity(path) != identity:
                 raise WeightsChanged(f"{path.name} was changed, replaced or removed under a loaded model")
@@ -134,12 +162,61 @@ class WeightMap(Mapping[str, torch.Tensor]):
                 length = storage.data_ptr() + storage.nbytes() - start
                 _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_WILLNEED)
 
+    # ---------------------------------------------------------------- sharing
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all tensors as they are now, {} if closed."""
+        return dict(self._tensors or {})
+
+    def own_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that are this map's alone, {} if closed."""
+        with self._lock:
+            return {name: tensor for name, tensor in (self._tensors or {}).items() if name not in self._moved}
+
+    def rebind(self, equal: Mapping[str, torch.Tensor], parts: Iterable[SharedPart]) -> bool:
+        """Serve ``equal`` (the same bytes, elsewhere) from here on; ``parts``, in which they lie, are held while open.
+
+        What is left stays in the file, or, if it is little (a head), moves into memory of its own, so that the file
+        is let go. Calls that run keep the tensors they looked up. Returns False, and does nothing, if closed.
+        """
+        with self._lock:
+            if self._tensors is None:
+                return False
+            moved = self._moved | equal.keys()
+            rest = {name: tensor for name, tensor in self._tensors.items() if name not in moved}
+            rest_bytes = sum(tensor.nbytes for tensor in rest.values())
+            little = rest_bytes * _MOVED_PART <= sum(tensor.nbytes for tensor in self._tensors.values())
+            if self._mapped and not little:
+                self._own_bytes = rest_bytes
+            else:
+                block, rest = pack(rest)
+                self._own_bytes, self._mapped, self._watched = block.numel(), False, False
+            self._tensors = {name: equal.get(name, rest.get(name, old)) for name, old in self._tensors.items()}
+            self._moved = moved
+            self._shared = (*self._shared, *parts)
+            return True
+
     # ---------------------------------------------------------------- figures
 
     @property
     def bytes(self) -> int:
         """What the tensors take, each piece of memory counted once; of the last time it was open."""
-        return self._bytes
+        return self._own_bytes + sum(part.bytes for part in self._shared)
+
+    @property
+    def own_bytes(self) -> int:
+        """The part of ``bytes`` that is this map's alone."""
+        return self._own_bytes
+
+    @property
+    def shared(self) -> tuple[SharedPart, ...]:
+        """What this map's tensors lie in beside its own memory."""
+        return self._shared
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What the contents are known by: the files as they were when opened, and the serving dtype asked for."""
+        return (*self._identities, self._dtype)
 
     @property
     def is_open(self) -> bool:
@@ -161,9 +238,14 @@ def open_weights(model_dir: Path, dtype: str = "", device: str = "cpu", *, allow
     dtype: "float32", "bfloat16", "float16", or "" for ``sizes.serving_dtype``'s choice. device: "cpu" serves from
     the mapping, "cuda:0" from one block there. Raises BadArchive.
     """
-    weights = WeightMap(model_dir, dtype, device, allow_pickle)
-    weights.open()
-    return weights
+    for _ in range(3):
+        weights = WeightMap(model_dir, dtype, device, allow_pickle)
+        try:
+            weights.open()
+        except WeightsChanged:
+            continue
+        return weights
+    raise BadArchive("the weight files keep changing while they are being read; finish writing them, then load again")
 
 
 def _identity(path: Path) -> Identity:
@@ -226,8 +308,8 @@ def _load_pickle(path: Path) -> Any:
         raise BadArchive(f"{path.name} cannot be read as plain weights: {reason}; convert to safetensors") from error
 
 
-def _serve(tensors: dict[str, torch.Tensor], dtype: str, device: str) -> tuple[dict[str, torch.Tensor], int]:
-    """Return the tensors as they are served on ``device``, and the bytes they take."""
+def _serve(tensors: dict[str, torch.Tensor], dtype: str, device: str) -> tuple[dict[str, torch.Tensor], int, bool]:
+    """Return the tensors as they are served on ``device``, the bytes they take, and whether any stayed where it was."""
 
     def served(tensor: torch.Tensor) -> torch.dtype:
         stored = _STORED.get(tensor.dtype, "")
@@ -238,4 +320,4 @@ def _serve(tensors: dict[str, torch.Tensor], dtype: str, device: str) -> tuple[d
     rest = {name: tensor for name, tensor in tensors.items() if name not in move}
     mapped = {(tensor.data_ptr(), tensor.nbytes) for tensor in rest.values()}
     total = packed.block.numel() + sum(nbytes for _, nbytes in mapped)
-    return {name: packed.tensors[name] if name in move else rest[name] for name in tensors}, total
+    return {name: packed.tensors[name] if name in move else rest[name] for name in tensors}, total, bool(rest)

@@ -1,0 +1,66 @@
+"""Memory that nobody can write: a sealed, anonymous file, mapped read-only, with tensors in it.
+
+No descriptor stays open; the memory goes with the last tensor on it. A write into such a tensor ends the process
+(SIGSEGV), because the alternative is to change the answers of every model that shares it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from collections.abc import Mapping
+from typing import TypeVar, cast
+
+import torch
+
+from container.memory.tiers import ALIGN_BYTES
+
+_Key = TypeVar("_Key")
+_PROT_READ = 1
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+#: The kernel writes no more than this at once.
+_CHUNK = 1 << 30
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def copy(tensors: Mapping[_Key, torch.Tensor]) -> tuple[int, dict[_Key, torch.Tensor]]:
+    """Return (bytes taken, copies of ``tensors``) in one sealed block, each at a multiple of 256.
+
+    tensors: contiguous, on the CPU. Raises OSError if there is no memory for it.
+    """
+    starts: dict[_Key, int] = {}
+    size = 0
+    for key, tensor in tensors.items():
+        starts[key] = size
+        size += -(-tensor.nbytes // ALIGN_BYTES) * ALIGN_BYTES
+    size = max(size, 1)
+    fd = os.memfd_create("berth-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        for key, tensor in tensors.items():
+            _write(fd, tensor, starts[key])
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        block = cast(torch.UntypedStorage, torch.UntypedStorage.from_file(f"/proc/self/fd/{fd}", False, size))
+    finally:
+        os.close(fd)
+    if _libc.mprotect(block.data_ptr(), size, _PROT_READ):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return size, {
+        key: torch.empty(0, dtype=tensor.dtype).set_(
+            block, starts[key] // tensor.itemsize, tensor.shape, tensor.stride()
+        )
+        for key, tensor in tensors.items()
+    }
+
+
+def _write(fd: int, tensor: torch.Tensor, start: int) -> None:
+    raw = memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
+    done = 0
+    while done < tensor.nbytes:
+        wrote = os.pwrite(fd, raw[done : done + _CHUNK], start + done)
+        if wrote == 0:
+            raise OSError(errno.ENOSPC, "no memory for a shared block")
+        done += wrote

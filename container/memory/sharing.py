@@ -1,0 +1,235 @@
+"""Equal weights of different models, kept once: found by sampling, proven by comparing, moved into sealed memory.
+
+    model A (its file) ─┐  fingerprints match, every byte compared
+                        ├──> one sealed block, referred to by both; what differs (a head) stays each model's own
+    model B (its file) ─┘
+
+A fingerprint samples 768 bytes of a tensor; it only says where comparing is worth while. What is shared can be written
+by nobody: the block is a copy (not the owner's file), sealed, and mapped read-only; a stray write of our own code would
+end the process rather than change another model's answers. A file that nothing is left in is let go.
+
+``join`` runs off the request path, on a thread of the caller's choice, while the models answer from what they have.
+
+Does not cover: the memory of host children; a GPU, where the ledger's segments are the same but the blocks are not
+these. Sharing shows in times and figures; ``salt`` keeps tenants apart (design.md, section 6).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import torch
+import xxhash
+
+from container import log
+from container.memory import sealed
+from container.memory.ledger import Segment
+from container.memory.weights import WeightMap
+
+_log = log.get(__name__)
+#: Bytes sampled at the start, in the middle and at the end of a tensor.
+SAMPLE_BYTES = 256
+#: Less than this in common is left as it is: a block of its own would cost more than it saves.
+LEAST_BYTES = 1 << 16
+_libc = ctypes.CDLL(None)
+_libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+
+
+class Block:
+    """One sealed block of tensors, alive while a WeightMap refers to it. ``tensors``: fingerprint -> view."""
+
+    def __init__(self, block_id: str, tensors: Mapping[bytes, torch.Tensor]) -> None:
+        self.id = block_id
+        self.bytes, self.tensors = sealed.copy(tensors)
+        #: Identities of the maps whose tensors were compared with these, byte for byte.
+        self.verified: set[tuple[object, ...]] = set()
+
+
+class _Member:
+    """A model that is up. ``prints``: tensor -> fingerprint of those that it has for itself."""
+
+    def __init__(self, weights: WeightMap, prints: dict[str, bytes]) -> None:
+        self.weights = weakref.ref(weights)
+        self.prints = prints
+
+    @property
+    def is_up(self) -> bool:
+        """Is its map open?"""
+        weights = self.weights()
+        return weights is not None and weights.is_open
+
+
+class _Joining:
+    """One model while it is being joined: what is found equal is moved from ``prints`` to ``bound``."""
+
+    def __init__(self, weights: WeightMap, salt: str) -> None:
+        self.weights = weights
+        candidates = {n: t for n, t in weights.own_tensors().items() if t.device.type == "cpu" and t.is_contiguous()}
+        self.tensors = candidates
+        self.prints = {name: fingerprint(tensor, salt) for name, tensor in candidates.items() if tensor.nbytes}
+        self.bound: dict[str, torch.Tensor] = {}
+        self.blocks: list[Block] = []
+
+    def equal(self, others: Mapping[bytes, torch.Tensor], trusted: bool = False) -> dict[str, torch.Tensor]:
+        """Return tensor -> the equal one of ``others``, compared in full unless ``trusted``; {} if not worth while."""
+        found = {
+            name: others[print_]
+            for name, print_ in self.prints.items()
+            if print_ in others and (trusted or same_bytes(self.tensors[name], others[print_]))
+        }
+        return found if sum(tensor.nbytes for tensor in found.values()) >= LEAST_BYTES else {}
+
+    def bind(self, block: Block, found: Mapping[str, torch.Tensor]) -> None:
+        """Take ``found`` from ``block`` from here on."""
+        if not any(print_ in block.tensors for name, print_ in self.prints.items() if name not in found):
+            block.verified.add(self.weights.identity)
+        for name, tensor in found.items():
+            self.bound[name] = tensor
+            del self.prints[name]
+        self.blocks.append(block)
+
+    def finish(self) -> bool:
+        """Let the map serve what was bound; False if nothing was, or the map was closed meanwhile."""
+        return bool(self.blocks) and self.weights.rebind(self.bound, self.blocks)
+
+
+class Sharing:
+    """What is up, by content. Both verbs may come from any thread; one ``join`` runs at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._members: dict[str, _Member] = {}
+        self._owners: dict[bytes, str] = {}  # fingerprint -> a model that has such a tensor for itself
+        self._blocks: dict[bytes, weakref.ref[Block]] = {}  # fingerprint -> the block that has it
+        self._made = 0
+
+    def recall(self, weights: WeightMap, salt: str = "") -> bool:
+        """Bind ``weights`` to blocks its files were compared with before: about a millisecond, no byte compared.
+
+        For a model that rises again. Returns whether anything was bound; ``join`` finds what else there is. Waits for
+        no ``join`` that may be running.
+        """
+        joining = _Joining(weights, salt)
+        for block in self._known(joining.prints.values()):
+            if weights.identity in block.verified and (found := joining.equal(block.tensors, trusted=True)):
+                joining.bind(block, found)
+        return joining.finish()
+
+    def join(self, name: str, weights: WeightMap, salt: str = "") -> dict[str, list[Segment]]:
+        """``name`` is up with ``weights``: share what it has in common with the others that are up.
+
+        Returns the segments of every model that changed, for ``Ledger.recut``; {} if nothing was found. Models of
+        different ``salt`` never share. Takes as long as reading what is shared, and copying it the first time.
+        """
+        with self._lock:
+            self._forget_closed()
+            joining = _Joining(weights, salt)
+            changed = []
+            for block in self._known(joining.prints.values()):
+                if found := joining.equal(block.tensors, weights.identity in block.verified):
+                    joining.bind(block, found)
+            for partner in self._partners(name, joining):
+                if self._merge(partner, joining):
+                    changed.append(partner)
+            if joining.finish():
+                changed.append(name)
+            self._members[name] = _Member(weights, joining.prints)
+            for print_ in joining.prints.values():
+                self._owners.setdefault(print_, name)
+            ups = ((one, self._members[one].weights()) for one in changed)
+            return {one: segments(one, up) for one, up in ups if up is not None and up.is_open}
+
+    def _known(self, prints: Iterable[bytes]) -> list[Block]:
+        """Return the blocks with tensors of these fingerprints, those with the most bytes of them first."""
+        found: Counter[Block] = Counter()
+        for print_ in prints:
+            reference = self._blocks.get(print_)
+            if reference is not None and (block := reference()) is not None:
+                found[block] += block.tensors[print_].nbytes
+        return [block for block, nbytes in found.most_common() if nbytes >= LEAST_BYTES]
+
+    def _partners(self, name: str, joining: _Joining) -> list[str]:
+        """Return the models that have tensors of these fingerprints for themselves, most bytes first."""
+        found: Counter[str] = Counter()
+        for tensor, print_ in joining.prints.items():
+            if self._owners.get(print_, name) != name:
+                found[self._owners[print_]] += joining.tensors[tensor].nbytes
+        return [partner for partner, nbytes in found.most_common() if nbytes >= LEAST_BYTES]
+
+    def _merge(self, partner: str, joining: _Joining) -> bool:
+        """Move what ``partner`` and the joining model have in common into a block of both; return if it was done."""
+        member = self._members[partner]
+        weights = member.weights()
+        theirs = weights.own_tensors() if weights is not None else {}
+        found = joining.equal({print_: theirs[name] for name, print_ in member.prints.items() if name in theirs})
+        if not found or weights is None:
+            return False
+        try:
+            block = Block(f"shared:{self._made + 1}", {joining.prints[name]: tensor for name, tensor in found.items()})
+        except OSError as error:
+            _log.warning("equal weights of %s stay apart: no memory for a block of both (%s)", partner, error)
+            return False
+        candidates = {name: block.tensors[p] for name, p in member.prints.items() if p in block.tensors}
+        moved = {name: tensor for name, tensor in candidates.items() if same_bytes(theirs[name], tensor)}
+        if not weights.rebind(moved, [block]):
+            return False
+        self._made += 1
+        if len(moved) == len(candidates):
+            block.verified.add(weights.identity)
+        joining.bind(block, joining.equal(block.tensors))  # compared once more: this is the copy
+        for name in moved:
+            del member.prints[name]
+        self._introduce(block, partner)
+        return True
+
+    def _introduce(self, block: Block, owner: str) -> None:
+        reference = weakref.ref(block)
+        for print_ in block.tensors:
+            self._blocks[print_] = reference
+            if self._owners.get(print_) == owner:
+                del self._owners[print_]
+        weakref.finalize(block, _forget, self._blocks, reference, tuple(block.tensors)).atexit = False
+
+    def _forget_closed(self) -> None:
+        """Drop what is known of models whose maps were closed."""
+        gone = {name for name, member in self._members.items() if not member.is_up}
+        for name in gone:
+            del self._members[name]
+        if gone:
+            self._owners = {print_: name for print_, name in self._owners.items() if name not in gone}
+
+
+def segments(name: str, weights: WeightMap) -> list[Segment]:
+    """Return what ``name`` consists of for the ledger: the blocks it refers to, and the rest under its own name."""
+    return [*(Segment(part.id, part.bytes) for part in weights.shared), Segment(name, weights.own_bytes)]
+
+
+def fingerprint(tensor: torch.Tensor, salt: str = "") -> bytes:
+    """Return 16 bytes that equal tensors (dtype, shape, bytes) of one ``salt`` have in common; a hint, no proof.
+
+    tensor: contiguous, on the CPU.
+    """
+    digest = xxhash.xxh3_128(f"{salt}\0{tensor.dtype}\0{tuple(tensor.shape)}".encode())
+    last = max(0, tensor.nbytes - SAMPLE_BYTES)
+    for start in sorted({0, last // 2, last}):
+        digest.update(ctypes.string_at(tensor.data_ptr() + start, min(SAMPLE_BYTES, tensor.nbytes - start)))
+    return digest.digest()
+
+
+def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two contiguous CPU tensors are the same dtype, shape and bytes (NaN equals NaN, 0.0 is not -0.0)."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if one.data_ptr() == other.data_ptr():
+        return True
+    return bool(_libc.memcmp(one.data_ptr(), other.data_ptr(), one.nbytes) == 0)
+
+
+def _forget(blocks: dict[bytes, weakref.ref[Block]], gone: weakref.ref[Block], prints: tuple[bytes, ...]) -> None:
+    for print_ in prints:
+        if blocks.get(print_) is gone:
+            del blocks[print_]
