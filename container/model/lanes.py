@@ -70,10 +70,14 @@ class Lanes:
         """Lanes that are computing."""
         return self._busy
 
-    def start(self, job: Job) -> None:
-        """Run ``job`` on a free lane."""
+    def start(self, job: Job, *, here: bool = False) -> None:
+        """Run ``job`` on a free lane; ``here``: on the event loop itself, for jobs known to take microseconds."""
         self._busy += 1
-        self._jobs.put(job)
+        if here:
+            results, paused, busy_s = self._advance(job)
+            self._loop.call_soon(self._back, job, results, paused, busy_s)
+        else:
+            self._jobs.put(job)
 
     def resume(self) -> bool:
         """Put the oldest paused job back on a lane; False when there is none."""
@@ -91,16 +95,19 @@ class Lanes:
         while (job := self._jobs.get()) is not None:
             if self._tune is not None:
                 self._tune(self._busy)
-            started = time.perf_counter()
-            results, paused = self._advance(job, started)
-            job.busy_s += time.perf_counter() - started
+            results, paused, busy_s = self._advance(job)
             try:
-                self._loop.call_soon_threadsafe(self._back, job, results, paused)
+                self._loop.call_soon_threadsafe(self._back, job, results, paused, busy_s)
             except RuntimeError:  # the loop has closed: the process is going down
                 return
 
-    def _advance(self, job: Job, started: float) -> tuple[Results, bool]:
-        """Return the results not reported yet, and whether the job only made way."""
+    def _advance(self, job: Job) -> tuple[Results, bool, float]:
+        """Return the results not reported yet, whether the job only made way, and the seconds this took."""
+        started = time.perf_counter()
+        results, paused = self._run_steps(job, started)
+        return results, paused, time.perf_counter() - started
+
+    def _run_steps(self, job: Job, started: float) -> tuple[Results, bool]:
         try:
             for results in job.steps:
                 if results:
@@ -116,8 +123,9 @@ class Lanes:
         failure = Internal(Internal.TEXT).to_failure()
         return [(index, failure) for index in range(job.count)], False
 
-    def _back(self, job: Job, results: Results, paused: bool) -> None:
+    def _back(self, job: Job, results: Results, paused: bool, busy_s: float) -> None:
         self._busy -= 1
+        job.busy_s += busy_s
         if paused:
             self._paused.append(job)
         else:
