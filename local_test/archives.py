@@ -55,6 +55,12 @@ def build_all(folder: Path) -> list[Built]:
     return [_build(name, model, folder) for name, model in MODELS.items()]
 
 
+def weights_bytes(archive: Path) -> int:
+    """Return the bytes of the safetensors files in an archive."""
+    with tarfile.open(archive, "r:gz") as tar:
+        return sum(member.size for member in tar if member.name.endswith(".safetensors"))
+
+
 def pack(folder: Path, archive: Path) -> None:
     """Write ``folder`` as a tar.gz, the same bytes for the same content; it appears whole or not at all."""
     part = archive.with_name(archive.name + ".part")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 import tarfile
 import tempfile
 import zlib
@@ -18,6 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from local_test import aws
 
+#: What unpacking raises for an archive that cannot be used.
+BROKEN = (tarfile.TarError, OSError, EOFError, zlib.error)
 _RESERVE_BYTES = 256 << 20  # free space that unpacking must leave on the volume
 
 
@@ -66,7 +69,7 @@ class Bucket:
                 aside.chmod(0o755)  # mkdtemp makes it private; the container may be another user
                 extract(artifact.file, aside / "model")
                 aside.rename(place)
-            except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+            except BROKEN as error:
                 if not place.exists():  # else somebody was faster, with the same content
                     raise aws.artifact_broken(artifact.key, f"{type(error).__name__}: {error}") from error
             finally:
@@ -75,12 +78,12 @@ class Bucket:
 
 
 def extract(archive: Path, folder: Path) -> None:
-    """Unpack a tar.gz into the new folder ``folder``.
+    """Unpack a tar.gz into ``folder``.
 
-    Raises tarfile.TarError, OSError, EOFError or zlib.error for an archive that is broken or holds what the platform
-    does not take: links, devices, paths that lead out of the folder.
+    Raises one of BROKEN for an archive that is broken or holds what the platform does not take: links, devices, paths
+    that lead out of the folder.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     room = shutil.disk_usage(folder).free - _RESERVE_BYTES
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
@@ -90,3 +93,12 @@ def extract(archive: Path, folder: Path) -> None:
             if room < 0:
                 raise tarfile.TarError("the volume has no room for what the archive holds")
             tar.extract(member, folder, filter="data")
+
+
+if __name__ == "__main__":  # serve_local.sh --single unpacks with the same care
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m local_test.bucket ARCHIVE.tar.gz FOLDER")
+    try:
+        extract(Path(sys.argv[1]), Path(sys.argv[2]))
+    except BROKEN as broken:
+        sys.exit(f"{sys.argv[1]} cannot be unpacked: {type(broken).__name__}: {broken}")

@@ -1,0 +1,89 @@
+"""The demo's processes: each in a process group of its own, its log in a file, and none left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from urllib.error import URLError
+
+
+#: The repository, where the packages are found.
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class NotStarted(Exception):
+    """A process that did not come up; the message has the last lines of its log."""
+
+
+class Process:
+    """One Python module run as a process, with everything it starts in its process group."""
+
+    def __init__(self, what: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self.what, self.log = what, log
+        with log.open("wb") as stderr:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                cwd=ROOT,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        self.pid = self._child.pid
+
+    def wait_ready(self, url: str, within_s: float) -> float:
+        """Ask ``url`` until it answers 200; returns the seconds that took. Raises NotStarted."""
+        begin = time.monotonic()
+        while time.monotonic() - begin < within_s:
+            if self._child.poll() is not None:
+                raise NotStarted(f"{self.what} ended with {self._child.returncode}:\n{self.last_words()}")
+            with suppress(URLError, OSError), urllib.request.urlopen(url, timeout=2):
+                return time.monotonic() - begin
+            time.sleep(0.05)
+        raise NotStarted(f"{self.what} did not answer {url} within {within_s:g} s:\n{self.last_words()}")
+
+    def first_line(self) -> str:
+        """Return the first line it prints. Raises NotStarted when it ends without one."""
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline().decode().strip()
+        if not line:
+            raise NotStarted(f"{self.what} ended with {self._child.wait()}:\n{self.last_words()}")
+        return line
+
+    def last_words(self, lines: int = 15) -> str:
+        """Return the end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def stop(self, within_s: float = 25.0) -> None:
+        """SIGTERM to the process, SIGKILL to what is left of its group after ``within_s``."""
+        with suppress(ProcessLookupError):
+            if self._child.poll() is None:
+                os.kill(self.pid, signal.SIGTERM)  # to the head only: it stops its own children in order
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(within_s)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._child.wait()
+        self.detach()
+
+    def detach(self) -> None:
+        """Let go of it without stopping it."""
+        assert self._child.stdout is not None
+        self._child.stdout.close()
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
