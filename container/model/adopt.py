@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 #: How deep and how far objects are searched; what an author nests deeper is found by nobody.
-_MAX_DEPTH = 6
+_MAX_DEPTH = 8
 _MAX_OBJECTS = 20_000
 _LEAVES = (str, bytes, bytearray, memoryview, int, float, complex, bool, type(None), type, types.ModuleType)
 

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from container import log
-from container.model import installs
+from container.model import after_import, installs, shims
 
 _log = log.get(__name__)
 
@@ -103,7 +103,7 @@ class _Guard:
         self.notice_torch()
 
     def notice_torch(self) -> None:
-        """Take torch into the baseline, once, as soon as it is there."""
+        """Take torch into the baseline, once, as soon as it is there and before an author can have touched it."""
         torch = sys.modules.get("torch")
         if self._has_torch or not hasattr(torch, "get_default_dtype"):
             return
@@ -117,7 +117,6 @@ class _Guard:
             self._loads += 1
 
     def end_load(self, name: str) -> None:
-        self.notice_torch()
         with self._lock:
             self._loads -= 1
         self.restore(name)
@@ -153,9 +152,16 @@ def take_baseline(*, allow_installs: bool = False) -> None:
     allow_installs: False in a process that archives share: their calls of pip then install nothing.
     """
     global _guard
-    _guard = _Guard()
+    guard = _guard = _Guard()
+    actions: dict[str, after_import.Action] = {
+        "torch": lambda torch: guard.notice_torch(),
+        "transformers.tokenization_utils_tokenizers": shims.read_vocabulary_files,
+        "transformers.pipelines": shims.refuse_dropped_tasks,
+    }
     if not allow_installs:
         installs.refuse()
+        actions["pip._internal.cli.main"] = installs.soften
+    after_import.install(actions)
 
 
 def drop_baseline() -> None:
@@ -163,12 +169,7 @@ def drop_baseline() -> None:
     global _guard
     _guard = None
     installs.allow()
-
-
-def notice_torch() -> None:
-    """Take torch's state into the baseline; called when an archive's import of torch returns, before it can use it."""
-    if _guard is not None:
-        _guard.notice_torch()
+    after_import.remove()
 
 
 class calling:

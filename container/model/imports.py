@@ -33,7 +33,6 @@ from types import ModuleType
 from typing import Any
 
 from container.errors import BadArchive
-from container.model import guard
 
 _import = builtins.__import__
 _import_module = importlib.import_module
@@ -156,11 +155,10 @@ class Namespace:
         """``__import__`` of this archive's modules."""
         head = name.partition(".")[0]
         try:
-            if level or not self.at_home(head):
-                module = _import(name, globals, locals, fromlist or (), level)
-                if head == "torch":
-                    guard.notice_torch()
-                return module
+            # C code (pickle) asks with an empty list, and looks into sys.modules under the bare name afterwards.
+            by_c = type(fromlist) is list and not fromlist and _finder.serves(self)
+            if level or by_c or not self.at_home(head):
+                return _import(name, globals, locals, fromlist or (), level)
             module = _import(f"{self.root}.{name}", globals, locals, fromlist or (), 0)
             return module if fromlist else sys.modules[f"{self.root}.{head}"]
         except ModuleNotFoundError as error:
@@ -255,6 +253,10 @@ class _Finder(MetaPathFinder):
     def owner(self, name: str) -> Namespace | None:
         return self.namespaces.get(name.partition(".")[0])
 
+    def serves(self, namespace: Namespace) -> bool:
+        """Say whether bare names mean those of ``namespace`` on this thread."""
+        return self.guest is namespace and self.thread == threading.get_ident()
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
@@ -262,7 +264,7 @@ class _Finder(MetaPathFinder):
         if owner is not None:
             return owner.spec(fullname, path)
         guest = self.guest
-        if guest is None or threading.get_ident() != self.thread:
+        if guest is None or not self.serves(guest):
             return None
         head = fullname.partition(".")[0]
         if not guest.at_home(head) or guest.elsewhere(head):

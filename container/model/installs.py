@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import PurePath
+from types import ModuleType
 from typing import Any
 
 from container import log
@@ -97,6 +98,19 @@ def _soft_system(command: Any) -> int:
         _report(command)
         return 0
     return _system(command)
+
+
+def soften(main: ModuleType) -> None:
+    """Let pip called as a module of this process install nothing; for ``pip._internal.cli.main`` once imported."""
+    run = main.main
+
+    def soft_main(args: list[str] | None = None) -> int:
+        if args is not None and not _CHANGES.isdisjoint(args):
+            _report(["pip", *args])
+            return 0
+        return int(run(args))
+
+    main.main = soft_main  # type: ignore[attr-defined]
 
 
 def refuse() -> None:

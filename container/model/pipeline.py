@@ -33,6 +33,10 @@ from container.payload import Payload
 _log = log.get(__name__)
 _END = object()
 
+#: model -> places of its code whose tracebacks are in the log already.
+_reported: dict[str, set[object]] = {}
+_MAX_REPORTED = 100
+
 Results = list[tuple[int, Payload | Failure]]
 
 
@@ -56,6 +60,7 @@ class Opened:
 class _Opening:
     """A load on its way."""
 
+    name: str
     manifest: Manifest
     namespace: Namespace | None
     weights: list[Weights] = field(default_factory=list)
@@ -67,7 +72,7 @@ class _Opening:
         result = _attempt(blame.while_loading, function, *arguments)
         self.times_ms[phase] = round((time.perf_counter() - started) * 1e3, 3)
         if isinstance(result, ServingError):
-            _log_cause(result, f"failed in {phase}")
+            _log_cause(result, self.name, phase)
             raise result from None  # the cause is logged; its frames would keep half a model in memory
         return result
 
@@ -104,7 +109,8 @@ def open_model(manifest: Manifest, context: Context) -> Opened:
     Raises BadArchive, OutOfMemory or LoadFailed with the author's message; then nothing of the model is left.
     """
     namespace = Namespace(context.name, Path(manifest.code_dir)) if manifest.kind in ("script", "handler") else None
-    opening = _Opening(manifest, namespace)
+    _reported.pop(context.name, None)
+    opening = _Opening(context.name, manifest, namespace)
     try:
         with log.bind(model=context.name):
             if namespace is None:
@@ -130,6 +136,7 @@ def _open(opening: _Opening, context: Context) -> Opened:
     def close() -> None:
         vars(handler).clear()  # whoever still has the handler no longer has the model
         opening.weights.clear()
+        _reported.pop(context.name, None)
         if namespace is not None:
             namespace.close()
             gc.collect()  # authors' objects refer to each other in circles
@@ -162,10 +169,10 @@ def _answers(handler: Handler, payloads: list[Payload], budget: int, max_items: 
     items: list[tuple[int, Any]] = []
     sizes: list[int] = []
     for index, payload in enumerate(payloads):
-        value = _attempt(blame.while_answering, handler.decode, payload)
-        size = value if isinstance(value, ServingError) else _attempt(blame.while_answering, handler.size, value)
+        value = _ask(payload.request_id, handler.decode, payload)
+        size = value if isinstance(value, ServingError) else _ask(payload.request_id, handler.size, value)
         if isinstance(size, ServingError):
-            failed.append((index, _failure(size, "decode")))
+            failed.append((index, _failure(size, handler, "decode")))
         else:
             items.append((index, value))
             sizes.append(size)
@@ -177,10 +184,11 @@ def _answers(handler: Handler, payloads: list[Payload], budget: int, max_items: 
 
 def _run(handler: Handler, batch: list[tuple[int, Any]], payloads: list[Payload]) -> Iterator[Results | None]:
     """One run of predict and what becomes of it."""
-    steps = _attempt(blame.while_answering, handler.steps, [value for _, value in batch])
+    request_id = payloads[batch[0][0]].request_id if len(batch) == 1 else ""
+    steps = _ask(request_id, handler.steps, [value for _, value in batch])
     outputs: Any = steps if isinstance(steps, ServingError) else None
     while outputs is None:
-        outputs = _attempt(blame.while_answering, next, steps, _END)
+        outputs = _ask(request_id, next, steps, _END)
         if outputs is None:
             yield None
     if not isinstance(outputs, ServingError):
@@ -190,12 +198,11 @@ def _run(handler: Handler, batch: list[tuple[int, Any]], payloads: list[Payload]
             yield from _run(handler, [item], payloads)
         return
     if isinstance(outputs, ServingError):
-        failure = _failure(outputs, "predict")
+        failure = _failure(outputs, handler, "predict")
         yield [(index, failure) for index, _ in batch]
         return
     yield [
-        (index, _encoded(handler, output, payloads[index].accept))
-        for (index, _), output in zip(batch, outputs, strict=True)
+        (index, _encoded(handler, output, payloads[index])) for (index, _), output in zip(batch, outputs, strict=True)
     ]
 
 
@@ -213,15 +220,15 @@ def _checked(outputs: Any, count: int) -> Any:
     return outputs
 
 
-def _encoded(handler: Handler, output: Any, accept: str) -> Payload | Failure:
+def _encoded(handler: Handler, output: Any, payload: Payload) -> Payload | Failure:
     if isinstance(output, Exception):
-        return _failure(_attempt(blame.while_answering, _raise, output), "predict")
-    answered = _attempt(blame.while_answering, handler.encode, output, accept)
-    if isinstance(answered, ServingError):
-        return _failure(answered, "encode")
-    if not isinstance(answered, Payload):
-        return _failure(BadAnswer(f"encode returned a {type(answered).__name__}; it must return a Payload"), "encode")
-    return answered
+        return _failure(_ask(payload.request_id, _raise, output), handler, "predict")
+    answered = _ask(payload.request_id, handler.encode, output, payload.accept)
+    if isinstance(answered, Payload):
+        return answered
+    if not isinstance(answered, ServingError):
+        answered = BadAnswer(f"encode returned a {type(answered).__name__}; it must return a Payload")
+    return _failure(answered, handler, "encode")
 
 
 def _raise(error: Exception) -> None:
@@ -240,12 +247,31 @@ def _attempt(verdict: Callable[[BaseException], ServingError], function: Callabl
         return failed
 
 
-def _failure(error: ServingError, phase: str) -> Failure:
+def _ask(request_id: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """``_attempt`` while answering, with the id of the request on lines that are logged meanwhile."""
+    if not request_id:
+        return _attempt(blame.while_answering, function, *arguments)
+    with log.bind(request=request_id):
+        return _attempt(blame.while_answering, function, *arguments)
+
+
+def _failure(error: ServingError, handler: Handler, phase: str) -> Failure:
     """Return ``error`` as it travels, its cause logged."""
-    _log_cause(error, f"failed in {phase}")
+    _log_cause(error, handler.model_name, phase)
     return error.to_failure()
 
 
-def _log_cause(error: ServingError, text: str) -> None:
-    if error.__cause__ is not None and error.code.startswith(("model.", "memory.")):
-        _log.error("%s", text, exc_info=error.__cause__)
+def _log_cause(error: ServingError, name: str, phase: str) -> None:
+    """Log the author's exception: with its traceback the first time, in one line when the same place fails again."""
+    cause = error.__cause__
+    if cause is None:
+        return
+    place = cause.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = (type(cause), place.tb_frame.f_code.co_filename, place.tb_lineno) if place is not None else None
+    seen = _reported.setdefault(name, set())
+    again = where in seen
+    if len(seen) < _MAX_REPORTED:
+        seen.add(where)
+    _log.error("failed in %s: %s", phase, error.message, exc_info=None if again else cause)

@@ -10,11 +10,12 @@ import difflib
 import importlib
 from functools import partial
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
 from container.archive.manifest import Manifest
-from container.errors import BadArchive
+from container.errors import BadArchive, ServingError
 from container.handler import Handler
 from container.model.functions import ScriptHandler
 from container.model.imports import Namespace
@@ -26,12 +27,14 @@ TASKS = {
     "embeddings": "handlers.embeddings:Embeddings",
     "text_generation": "handlers.text_generation:TextGeneration",
     "image_classification": "handlers.image_classification:ImageClassification",
+    "text_classification": "handlers.text_classification:TextClassification",
 }
 #: Architecture -> the task whose handler computes it with a network of ours, without its transformers class.
 NATIVE = {
     "BertModel": "embeddings",
     "BertForMaskedLM": "embeddings",
     "BertForPreTraining": "embeddings",
+    "BertForSequenceClassification": "text_classification",
     "GPT2Model": "text_generation",
     "GPT2LMHeadModel": "text_generation",
     "ResNetModel": "image_classification",
@@ -48,10 +51,18 @@ def place_of(manifest: Manifest) -> Place:
     """
     if manifest.settings.isolation == "own" or manifest.requirements:
         return "own"
-    if manifest.kind == "folder" and manifest.architectures:
-        natively = all(NATIVE.get(name) == manifest.task for name in manifest.architectures)
-        return "engine" if natively else "guests"
-    return "guests"
+    return "engine" if manifest.kind == "folder" and _natively(manifest) else "guests"
+
+
+def _natively(manifest: Manifest) -> bool:
+    """Whether a network of ours computes the folder: its class by the table, its configuration by the handler."""
+    if not manifest.architectures or any(NATIVE.get(name) != manifest.task for name in manifest.architectures):
+        return False
+    native = getattr(_task_class(manifest.task), "native", None)
+    try:
+        return native is None or bool(native(Path(manifest.model_dir)))
+    except ServingError:
+        return True  # a folder that is wrong is refused by its load, with the reason
 
 
 def resolve(manifest: Manifest, namespace: Namespace | None) -> Handler:

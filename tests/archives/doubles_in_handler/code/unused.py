@@ -1,0 +1,5 @@
+from container.handler import Handler
+
+
+class Unused(Handler):
+    pass

@@ -1,0 +1,1 @@
+MARK = " and my flask"

@@ -1,0 +1,3 @@
+from container.handler import Handler
+
+__all__ = ["Handler"]

@@ -1,0 +1,3 @@
+from utils import word
+
+__all__ = ["word"]

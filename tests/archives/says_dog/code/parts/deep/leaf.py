@@ -1,0 +1,3 @@
+from . import WORD
+
+__all__ = ["WORD"]
