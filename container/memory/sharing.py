@@ -107,6 +107,19 @@ class Sharing:
         self._blocks: dict[bytes, weakref.ref[Block]] = {}  # fingerprint -> the block that has it
         self._made = 0
 
+    def expect(self, weights: WeightMap, salt: str = "") -> int:
+        """Return the bytes that ``weights`` will have for itself once joined, as far as samples tell: what to reserve.
+
+        About two milliseconds. ``weights`` may be a map that was opened just for this.
+        """
+        joining = _Joining(weights, salt)
+        found: Counter[object] = Counter()
+        for tensor, print_ in joining.prints.items():
+            reference = self._blocks.get(print_)
+            found[reference or self._owners.get(print_)] += joining.tensors[tensor].nbytes
+        found.pop(None, None)
+        return weights.own_bytes - sum(nbytes for nbytes in found.values() if nbytes >= LEAST_BYTES)
+
     def recall(self, weights: WeightMap, salt: str = "") -> bool:
         """Bind ``weights`` to blocks its files were compared with before: about a millisecond, no byte compared.
 

@@ -169,6 +169,17 @@ def test_what_is_shared_cannot_be_harmed_through_a_file(folders, harm):
     assert same(b, checkpoint(head=2))
 
 
+def test_what_will_be_shared_is_expected_before_it_is_reserved(folders):
+    sharing = Sharing()
+    a, b, c = (open_weights(folders(f"m{i}", checkpoint(head=i))) for i in range(3))
+    assert sharing.expect(a) == a.own_bytes
+    sharing.join("a", a)
+    assert sharing.expect(b) == 400, "the head, beside a model that has the trunk for itself"
+    assert sharing.expect(b, salt="bank") == b.own_bytes
+    sharing.join("b", b)
+    assert sharing.expect(c) == 400, "the head, beside a block"
+
+
 def test_the_block_goes_with_its_last_user(folders):
     sharing = Sharing()
     a, b = open_weights(folders("a", checkpoint())), open_weights(folders("b", checkpoint()))

@@ -290,3 +290,21 @@ def test_prefetch_asks_and_changes_nothing(folder):
     weights = open_weights(folder)
     weights.prefetch()
     assert torch.equal(weights["embed"], tensors()["embed"])
+
+
+def test_files_that_never_hold_still_are_refused(folder, monkeypatch):
+    from container.memory import weights
+
+    moments = iter(range(1000))
+    monkeypatch.setattr(weights, "_identity", lambda path: (0, 0, 0, next(moments)))
+    with pytest.raises(BadArchive, match="keep changing"):
+        open_weights(folder)
+    assert mappings(folder) == 0
+
+
+def test_a_file_that_was_still_being_copied_is_opened_again(folder, monkeypatch):
+    from container.memory import weights
+
+    moments = iter([0, 1, 2, 2, 2, 2])
+    monkeypatch.setattr(weights, "_identity", lambda path: (0, 0, 0, next(moments)))
+    assert torch.equal(open_weights(folder)["embed"], tensors()["embed"])
