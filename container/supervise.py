@@ -35,7 +35,7 @@ FRONT_STOP_S = 21.0
 #: More engine deaths than this within the window: the instance is not worth keeping, /ping says so.
 DEATHS, WINDOW_S = 3, 300.0
 #: The front is started again after this long; one that dies sooner than it lived to answer ends the server.
-FRONT_LEAST_S = 2.0
+FRONT_LEAST_S = 10.0
 
 
 class Supervisor:
@@ -93,6 +93,20 @@ class Supervisor:
                 "stop it, or set SAGEMAKER_BIND_TO_PORT or BERTH_STATE_DIR"
             ) from None
         self._unhealthy.unlink(missing_ok=True)
+        self._check_port()
+
+    def _check_port(self) -> None:
+        """Raise SystemExit if the port is taken: gunicorn would try for seconds, and only after the engine is up."""
+        family = socket.AF_INET6 if ":" in self._settings.host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self._settings.host, self._settings.port))
+            except OSError as error:
+                raise SystemExit(
+                    f"cannot listen on {self._settings.host}:{self._settings.port}: {error.strerror}; "
+                    "stop what uses the port, or set SAGEMAKER_BIND_TO_PORT (berth serve --port)"
+                ) from None
 
     def _patience_s(self) -> float | None:
         return None if self._stop_by_s is None else 0.1

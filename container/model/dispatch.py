@@ -103,11 +103,10 @@ class Dispatcher:
         """Start whatever can start. Paused jobs take turns with new batches."""
         self._pumping = False
         while self._lanes.free:
-            resumed = self._lanes.resume()
-            station = self._next() if self._lanes.free else None
-            if station is not None:
+            station = self._next()
+            if station is not None and (self._lanes.gave_way or not self._lanes.paused):
                 self._start(station)
-            elif not resumed:
+            elif not self._lanes.resume():
                 break
         self._lanes.contended = any(self._may_start(station) for station in self._waiting.values())
 

@@ -11,6 +11,7 @@ import asyncio
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -49,12 +50,14 @@ class Lanes:
     def __init__(self, count: int, tune: Callable[[int], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._paused: list[Job] = []
+        self._paused: deque[Job] = deque()
         self._tune = tune
         self._busy = 0
         self.count = count
         #: Set by the owner: more work is ready than there are lanes; running jobs give way between steps.
         self.contended = False
+        #: The last job to come back had made way: now it is the turn of something new.
+        self.gave_way = False
         #: Called whenever a lane has become free.
         self.on_free: Callable[[], None] = lambda: None
         for number in range(count):
@@ -70,6 +73,11 @@ class Lanes:
         """Lanes that are computing."""
         return self._busy
 
+    @property
+    def paused(self) -> int:
+        """Jobs that made way and wait for a lane."""
+        return len(self._paused)
+
     def start(self, job: Job, *, here: bool = False) -> None:
         """Run ``job`` on a free lane; ``here``: on the event loop itself, for jobs known to take microseconds."""
         self._busy += 1
@@ -83,7 +91,7 @@ class Lanes:
         """Put the oldest paused job back on a lane; False when there is none."""
         if not self._paused:
             return False
-        self.start(self._paused.pop(0))
+        self.start(self._paused.popleft())
         return True
 
     def close(self) -> None:
@@ -125,6 +133,7 @@ class Lanes:
 
     def _back(self, job: Job, results: Results, paused: bool, busy_s: float) -> None:
         self._busy -= 1
+        self.gave_way = paused
         job.busy_s += busy_s
         if paused:
             self._paused.append(job)

@@ -1,0 +1,182 @@
+"""The dispatcher with real lanes: handlers are named for what they do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from container.errors import Failure
+from container.handler import Handler
+from container.model.dispatch import QUICK_RUNS, Dispatcher, Ticket
+from container.model.lanes import Lanes
+from container.payload import Payload
+
+
+class Echo(Handler):
+    """Answers with the input and notes the sizes of its batches and its threads."""
+
+    def __init__(self, wait_s: float = 0.0) -> None:
+        self.sizes: list[int] = []
+        self.threads: set[str] = set()
+        self.wait_s = wait_s
+
+    def predict(self, batch: list[Any]) -> list[Any]:
+        self.sizes.append(len(batch))
+        self.threads.add(threading.current_thread().name)
+        time.sleep(self.wait_s)
+        return batch
+
+
+class TakesSteps(Handler):
+    """Works in many steps and lets others in between."""
+
+    def __init__(self) -> None:
+        self.steps_done = 0
+
+    def steps(self, batch: list[Any]) -> Iterator[list[Any] | None]:
+        for _ in range(40):
+            time.sleep(0.005)
+            self.steps_done += 1
+            yield None
+        yield batch
+
+
+def run(lanes: int, scenario: Callable[[Dispatcher], Awaitable[None]]) -> None:
+    async def main() -> None:
+        made = Lanes(lanes)
+        await asyncio.wait_for(scenario(Dispatcher(made)), 30)
+        made.close()
+
+    asyncio.run(main())
+
+
+def ask(dispatcher: Dispatcher, name: str, body: bytes = b"1") -> tuple[Ticket, asyncio.Future[Payload | Failure]]:
+    answered: asyncio.Future[Payload | Failure] = asyncio.get_running_loop().create_future()
+    ticket = Ticket(Payload(body), answered.set_result, time.monotonic())
+    dispatcher.submit(name, ticket)
+    return ticket, answered
+
+
+def test_a_burst_is_one_batch_and_every_caller_gets_its_own_answer() -> None:
+    async def scenario(dispatcher: Dispatcher) -> None:
+        handler = Echo()
+        dispatcher.open("echo", handler)
+        answers = await asyncio.gather(*(ask(dispatcher, "echo", b"%d" % number)[1] for number in range(10)))
+        assert [answer.body for answer in answers if isinstance(answer, Payload)] == [b"%d" % n for n in range(10)]
+        assert handler.sizes == [10]
+        assert not dispatcher.busy("echo")
+
+    run(1, scenario)
+
+
+def test_what_comes_while_a_batch_runs_waits_together_and_limits_hold() -> None:
+    async def scenario(dispatcher: Dispatcher) -> None:
+        handler = Echo(0.05)
+        dispatcher.open("echo", handler, max_items=4)
+        first = ask(dispatcher, "echo")[1]
+        await asyncio.sleep(0.02)
+        await asyncio.gather(first, *(ask(dispatcher, "echo")[1] for _ in range(6)))
+        assert handler.sizes == [1, 4, 2]
+
+    run(2, scenario)
+
+
+def test_a_handler_that_is_not_reentrant_never_runs_twice_at_a_time() -> None:
+    async def scenario(dispatcher: Dispatcher) -> None:
+        inside, most = 0, 0
+
+        class Counts(Echo):
+            def predict(self, batch: list[Any]) -> list[Any]:
+                nonlocal inside, most
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.01)
+                inside -= 1
+                return batch
+
+        dispatcher.open("counts", Counts(), max_items=1)
+        await asyncio.gather(*(ask(dispatcher, "counts")[1] for _ in range(10)))
+        assert most == 1
+
+    run(4, scenario)
+
+
+def test_long_work_in_steps_makes_way_for_others_and_still_ends() -> None:
+    async def scenario(dispatcher: Dispatcher) -> None:
+        long, short = TakesSteps(), Echo()
+        dispatcher.open("long", long)
+        dispatcher.open("short", short)
+        slow = ask(dispatcher, "long")[1]
+        await asyncio.sleep(0.02)
+        await ask(dispatcher, "short")[1]
+        assert not slow.done()
+        assert long.steps_done < 40
+        assert isinstance(await slow, Payload)
+
+    run(1, scenario)
+
+
+def test_a_dropped_ticket_is_not_run_and_never_settled() -> None:
+    async def scenario(dispatcher: Dispatcher) -> None:
+        handler = Echo(0.05)
+        dispatcher.open("echo", handler)
+        first = ask(dispatcher, "echo")[1]
+        await asyncio.sleep(0.02)
+        dropped, unanswered = ask(dispatcher, "echo", b"2")
+        dropped.drop()
+        await first
+        await ask(dispatcher, "echo", b"3")[1]
+        assert handler.sizes == [1, 1]
+        assert not unanswered.done()
+        assert not dispatcher.busy("echo")
+
+    run(1, scenario)
+
+
+def test_a_manifest_that_asks_for_company_waits_for_it_but_not_longer() -> None:
+    async def scenario(dispatcher: Dispatcher) -> None:
+        handler = Echo()
+        dispatcher.open("echo", handler, max_items=3, max_delay_ms=150)
+        full = [ask(dispatcher, "echo")[1] for _ in range(2)]
+        await asyncio.sleep(0.03)
+        assert handler.sizes == []
+        full.append(ask(dispatcher, "echo")[1])
+        await asyncio.gather(*full)
+        await ask(dispatcher, "echo")[1]
+        assert handler.sizes == [3, 1]
+
+    run(1, scenario)
+
+
+def test_a_model_that_is_always_quick_runs_without_a_thread_until_it_is_slow_once() -> None:
+    async def scenario(dispatcher: Dispatcher) -> None:
+        handler = Echo()
+        dispatcher.open("echo", handler)
+        for _ in range(QUICK_RUNS * 3):
+            await ask(dispatcher, "echo")[1]
+        assert {"MainThread", "lane-0"} >= handler.threads
+        handler.wait_s = 0.01
+        await ask(dispatcher, "echo")[1]
+        handler.threads.clear()
+        await ask(dispatcher, "echo")[1]
+        assert handler.threads == {"lane-0"}
+
+    run(1, scenario)
+
+
+@pytest.mark.parametrize("free_lanes", [1, 3])
+def test_idle_is_told_once_nothing_waits_or_runs(free_lanes: int) -> None:
+    async def scenario(dispatcher: Dispatcher) -> None:
+        told: list[tuple[str, bool]] = []
+        dispatcher.on_idle = lambda name: told.append((name, dispatcher.busy(name)))
+        dispatcher.open("echo", Echo(0.01))
+        await asyncio.gather(*(ask(dispatcher, "echo")[1] for _ in range(3)))
+        await asyncio.sleep(0.01)
+        assert told == [("echo", False)]
+
+    run(free_lanes, scenario)

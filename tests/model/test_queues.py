@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from container.model.queues import STARVING_S, Candidate, next_batch, next_model
+
+candidates = st.lists(
+    st.builds(
+        Candidate,
+        st.sampled_from("abcdef"),
+        st.integers(1, 500),
+        st.floats(0, 10, allow_nan=False),
+        st.floats(0, 2, allow_nan=False),
+    ),
+    max_size=6,
+    unique_by=lambda candidate: candidate.name,
+)
+
+
+def test_nobody_waiting_means_nobody_runs() -> None:
+    assert next_model([]) is None
+
+
+def test_more_queued_work_for_the_same_run_time_goes_first() -> None:
+    assert next_model([Candidate("few", 2, 0.1, 0.05), Candidate("many", 20, 0.1, 0.05)]) == "many"
+
+
+def test_a_quick_model_goes_before_a_slow_one_of_the_same_queue() -> None:
+    assert next_model([Candidate("slow", 5, 0.1, 1.0), Candidate("quick", 5, 0.1, 0.01)]) == "quick"
+
+
+@given(candidates)
+def test_the_oldest_starving_model_goes_before_everything(waiting: list[Candidate]) -> None:
+    chosen = next_model(waiting)
+    starving = [candidate for candidate in waiting if candidate.oldest_s >= STARVING_S]
+    if starving:
+        assert chosen is not None
+        assert next(c.oldest_s for c in starving if c.name == chosen) == max(c.oldest_s for c in starving)
+    else:
+        assert (chosen is None) == (not waiting)
+
+
+@given(st.integers(1, 1000), st.integers(1, 64), st.integers(1, 8), st.booleans())
+def test_a_batch_is_never_empty_nor_over_its_limits(queued: int, max_items: int, free: int, share: bool) -> None:
+    size = next_batch(queued, max_items, free, share)
+    assert 1 <= size <= min(queued, max_items)
+    if not share:
+        assert size == min(queued, max_items)
+
+
+def test_free_lanes_divide_what_waits_for_one_model() -> None:
+    assert [next_batch(8, 32, 2, True), next_batch(4, 32, 1, True)] == [4, 4]

@@ -1,0 +1,74 @@
+"""The ways to start a server with models in it, and to fail at it."""
+
+from __future__ import annotations
+
+import tarfile
+import time
+from pathlib import Path
+
+from tests.makers import tiny_bert
+from tests.server import Server, running, write_handler, write_script
+
+ECHO = """
+from container.handler import Handler
+
+class Echo(Handler):
+    def predict(self, batch):
+        return batch
+"""
+
+
+def test_a_single_model_stands_behind_invocations_and_ping_waits_for_it(tmp_path: Path) -> None:
+    write_handler(tmp_path / "model", "import time\ntime.sleep(1)\n" + ECHO)
+    with running(tmp_path, SAGEMAKER_MULTI_MODEL="") as server:
+        answer = server.http.post("/invocations", json={"a": 1})
+        assert (answer.status_code, answer.json()) == (200, {"a": 1})
+        assert server.names() == ["model"]
+
+
+def test_a_single_model_that_does_not_load_ends_the_server_with_its_reason(tmp_path: Path) -> None:
+    write_script(
+        tmp_path / "model",
+        "def model_fn(d):\n    raise RuntimeError('no such file: adapter')\ndef predict_fn(d, m): ...",
+    )
+    server = Server(tmp_path, SAGEMAKER_MULTI_MODEL="")
+    assert server.process.wait(40) == 1
+    assert "no such file: adapter" in server.log()
+    server.http.close()
+
+
+def test_a_folder_of_models_is_loaded_at_start_and_a_broken_one_is_left_out(tmp_path: Path) -> None:
+    shelf = tmp_path / "shelf"
+    tiny_bert(shelf / "plain")
+    write_handler(tmp_path / "packed", ECHO)
+    with tarfile.open(shelf / "packed.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "packed", arcname=".")
+    (shelf / "nothing").mkdir()
+    with running(tmp_path, "--models", str(shelf)) as server:
+        deadline = time.monotonic() + 20
+        while server.names() != ["packed", "plain"] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert server.names() == ["packed", "plain"]
+        assert server.invoke("packed", [1]).json() == [1]
+        assert len(server.invoke("plain", {"inputs": "a b"}).json()) == 32
+        assert any("nothing" in line["message"] and line["level"] == "error" for line in server.log_lines())
+
+
+def test_two_servers_cannot_share_a_port_and_a_state_folder(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        second = Server(
+            tmp_path / "other", BERTH_STATE_DIR=str(tmp_path / "state"), SAGEMAKER_BIND_TO_PORT=str(server.port)
+        )
+        assert second.process.wait(20) == 1
+        assert "another berth server" in second.log()
+        second.http.close()
+        assert server.http.get("/ping").status_code == 200
+
+
+def test_a_port_that_is_taken_ends_the_server_with_a_sentence(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        second = Server(tmp_path / "other", SAGEMAKER_BIND_TO_PORT=str(server.port))
+        assert second.process.wait(60) == 1
+        assert f"cannot listen on 127.0.0.1:{server.port}" in second.log()
+        assert "Traceback" not in second.log()
+        second.http.close()
