@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 # torch first and by pip alone, so that nothing else pulls another build of it.
-TORCH := torch==2.13.0
+TORCH := $(shell cat requirements/torch.txt)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint fix types bench image clean
@@ -42,8 +42,8 @@ types: setup ## mypy, strict
 bench: setup ## figures beside the neighbours' (bench/README.md)
 	@$(BIN)/python -m bench $(ROWS)
 
-image: ## build the Docker image
-	@docker build --network=host -t berth .
+image: ## build the Docker image berth:dev (BASE_IMAGE= TORCH_INDEX_URL= EXTRAS=; docs/image.md)
+	@sh .ci/image.sh
 
 clean: ## remove what make made, the environment included
 	rm -rf $(VENV) .demo .bench build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
