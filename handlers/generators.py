@@ -75,8 +75,10 @@ class Gpt2Generator:
                 self._take(started, choose(logits, started))
                 live += started
             yield None
-        while self._settle(live, cache):
+        while True:
             with torch.inference_mode():
+                if not self._settle(live, cache):
+                    return
                 last = torch.tensor([row.chosen[-1] for row in live], device=words.device)
                 self._take(live, choose(gpt2.step(self.weights, self.layout, last, cache), live))
             yield None

@@ -77,8 +77,9 @@ class KvCache:
 
     def __init__(self, config: Config, batch: int, tokens: int, like: Tensor) -> None:
         shape = (config.n_layer, batch, config.n_head, tokens, config.n_embd // config.n_head)
-        self.keys = torch.empty(shape, dtype=like.dtype, device=like.device)
-        self.values = torch.empty_like(self.keys)
+        # Zeros, not what lay there: a masked NaN times a weight of 0 would still be NaN.
+        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.values = torch.zeros_like(self.keys)
         self.lengths: list[int] = []
 
     @staticmethod

@@ -128,6 +128,16 @@ def test_prompts_added_in_two_runs_are_as_if_added_in_one():
     torch.testing.assert_close(ours.step([6, 7], two), ours.step([6, 7], one), atol=1e-5, rtol=1e-5)
 
 
+@torch.inference_mode()
+def test_what_lay_in_the_caches_memory_before_does_not_show():
+    ours = Ours(tiny())
+    prompts = [[1, 2, 3], [4, 5, 6, 7]]
+    wanted = greedy(ours, prompts, 5)
+    for _ in range(5):
+        torch.full_like(ours.cache(2).keys, torch.nan)  # freed at once, and most likely given to the next cache
+        assert greedy(ours, prompts, 5) == wanted
+
+
 def test_the_bytes_of_a_cache_can_be_told_beforehand():
     ours = Ours(tiny())
     cache = ours.cache(rows=3, tokens=17)
