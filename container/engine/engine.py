@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
+from container.engine.attachments import Attachments
 from container.engine.calls import Calls
 from container.engine.lifecycle import SHOWN
 from container.engine.loading import Loading
@@ -19,6 +22,8 @@ from container.memory.ledger import Tier
 from container.metrics import Metrics
 from container.wire import messages as m
 from container.wire.api import Respond
+
+_Reply = TypeVar("_Reply")
 
 
 class Engine:
@@ -40,7 +45,9 @@ class Engine:
         self._residence = residence
         self._calls = calls
         self._loading = loading
+        self._attachments = Attachments(models, loading)
         self._metrics = metrics
+        self._lasting: set[asyncio.Task[Any]] = set()
 
     def invoke(self, request: m.Invoke, respond: Respond) -> None:
         """Queue or run ``request``; whatever is wrong is its answer."""
@@ -51,16 +58,32 @@ class Engine:
         self._calls.cancel(request_id, respond)
 
     def gone(self, respond: Respond) -> None:
-        """Drop everything of a front that died."""
+        """Drop everything of a front that died, and what a worker of the second door held."""
         self._calls.gone(respond)
+        self._attachments.gone(respond)
 
     async def load(self, request: m.Load) -> m.Loaded:
         """Register a model and bring it up."""
-        return await self._loading.load(request)
+        return await self._to_its_end(self._loading.load(request))
+
+    async def attach(self, request: m.Attach, respond: Respond) -> m.Loaded:
+        """Register a model for as long as the peer of ``respond`` is connected."""
+        return await self._attachments.attach(request, respond)
 
     async def unload(self, request: m.Unload) -> m.Unloaded:
         """Drain a model, free its bytes, forget it."""
-        return await self._loading.unload(request)
+        return await self._to_its_end(self._loading.unload(request))
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, _Reply]) -> _Reply:
+        """Await ``work``, which goes on when the front that asked for it dies: half a load would keep the name."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._lasting.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._lasting.discard(task)
+        task.exception()  # told to who asked; if that one is gone, Loading has logged it
 
     async def list(self, request: m.List) -> m.Page:
         """Return the ready models, sorted by name."""

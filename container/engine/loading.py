@@ -74,8 +74,11 @@ class Loading:
         self._metrics = metrics
         self._failures: dict[tuple[str, int], tuple[float, ServingError]] = {}
 
-    async def load(self, request: m.Load) -> m.Loaded:
-        """Register ``request.name`` and bring it up; a failure leaves nothing behind."""
+    async def load(self, request: m.Load, *, kept: bool = True) -> m.Loaded:
+        """Register ``request.name`` and bring it up; a failure leaves nothing behind.
+
+        kept: the supervisor is told, so that a new engine has the model, too. Must not be cancelled.
+        """
         check_name(request.name)
         folder = self._folder(request.url)
         await self._free_name(request.name)
@@ -89,7 +92,7 @@ class Loading:
         self._models.add(model)
         started = time.monotonic()
         try:
-            await self._bring_in(model, folder)
+            await self._bring_in(model, folder, kept)
         except ServingError as error:
             self._forget_failed(model, error, memory_key)
             raise
@@ -107,7 +110,7 @@ class Loading:
         )
         return m.Loaded(request.id, nbytes, model.times_ms)
 
-    async def _bring_in(self, model: Model, folder: Path) -> None:
+    async def _bring_in(self, model: Model, folder: Path, kept: bool) -> None:
         """ABSENT to READY, with the supervisor told last."""
         hf_task = self._settings.hf_task if model.name == SINGLE else ""
         work = functools.partial(describe.describe, folder, program=self._settings.program, hf_task=hf_task)
@@ -122,9 +125,9 @@ class Loading:
         await self._residence.rise(model, deadline_s)
         model.live("loaded")
         model.live("measured")
-        self._tell(
-            m.Registered(model.name, model.url, msgspec.msgpack.encode(manifest), self._keeper.ledger.bytes(model.name))
-        )
+        if kept:
+            size = self._keeper.ledger.bytes(model.name)
+            self._tell(m.Registered(model.name, model.url, msgspec.msgpack.encode(manifest), size))
 
     def _register(self, model: Model, nbytes: int) -> None:
         assert model.manifest is not None

@@ -23,7 +23,7 @@ import uvloop
 
 from container import log
 from container.archive.manifest import Manifest
-from container.errors import Failure, ModelExists, ModelNotFound, ServingError
+from container.errors import BadRequest, Failure, ModelExists, ModelNotFound, ServingError
 from container.handler import Context
 from container.host.output import capture_output
 from container.lifeline import die_with_parent
@@ -107,8 +107,14 @@ class Child:
         opened = await asyncio.get_running_loop().run_in_executor(self._loader, work)
         self._guests[request.name] = _Guest(opened, request.url)
         batch = manifest.settings.batch
-        self._dispatcher.open(request.name, opened.handler, batch.max_size, batch.max_delay_ms)
+        self._dispatcher.open(
+            request.name, opened.handler, batch.max_size, batch.max_delay_ms, manifest.settings.timeout_s
+        )
         return m.Loaded(request.id, opened.bytes, opened.times_ms)
+
+    async def attach(self, request: m.Attach, respond: Respond) -> m.Loaded:
+        """Refuse: only the engine's models are attached to."""
+        raise BadRequest("models are attached to at the engine, not in the process of their code")
 
     @staticmethod
     def _open(manifest: Manifest, context: Context) -> pipeline.Opened:

@@ -25,13 +25,16 @@ class Service(Protocol):
         """Forget the request that came with this ``respond``, if it has not started."""
 
     def gone(self, respond: Respond) -> None:
-        """Cancel everything that came with ``respond``: its peer has hung up."""
+        """Cancel and detach everything that came with ``respond``: its peer has hung up."""
 
     def counts(self, counts: m.Counts) -> None:
         """Add what a front counted by itself."""
 
     async def load(self, request: m.Load) -> m.Loaded:
         """Register a model and bring it up."""
+
+    async def attach(self, request: m.Attach, respond: Respond) -> m.Loaded:
+        """Load a model for as long as the peer of ``respond`` is connected, or join those for whom it is."""
 
     async def unload(self, request: m.Unload) -> m.Unloaded:
         """Drain a model, free it, forget it."""

@@ -89,6 +89,14 @@ class Counts(msgspec.Struct, frozen=True, array_like=True, tag=10):
     requests: list[tuple[str, int, int]]
 
 
+class Attach(msgspec.Struct, frozen=True, array_like=True, tag=11):
+    """Load ``name`` from folder ``url``, or join who has; it is unloaded when the last such connection ends."""
+
+    id: int
+    name: str
+    url: str
+
+
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=32):
     """What came of an Invoke."""
 
@@ -196,5 +204,5 @@ class Fatal(msgspec.Struct, frozen=True, array_like=True, tag=68):
 
 
 Control = Registered | Forgotten | Begin | Up | Fatal
-Request = Hello | Invoke | Load | Unload | List | Describe | Cancel | Ready | Stats | Drain | Counts
+Request = Hello | Invoke | Load | Unload | List | Describe | Cancel | Ready | Stats | Drain | Counts | Attach
 Reply = Answer | Loaded | Unloaded | Page | Description | Status | Figures | Failed

@@ -31,6 +31,7 @@ class _Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.bulk: _Connection | None = None
         self._main: _Connection = self
+        self._name = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -49,6 +50,8 @@ class _Connection(asyncio.Protocol):
             self._service.gone(self.reply)
             for task in self._tasks:
                 task.cancel()
+            if self._peers.get(self._name) is self:
+                del self._peers[self._name]
         self._main.bulk = None
         self.transport = None
 
@@ -73,6 +76,8 @@ class _Connection(asyncio.Protocol):
                 origin._greet(request)
             case m.Load():
                 self._spawn(self._service.load(request), request.id)
+            case m.Attach():
+                self._spawn(self._service.attach(request, self.reply), request.id)
             case m.Unload():
                 self._spawn(self._service.unload(request), request.id)
             case m.List():
@@ -88,6 +93,7 @@ class _Connection(asyncio.Protocol):
 
     def _greet(self, hello: m.Hello) -> None:
         if not hello.bulk:
+            self._name = hello.client
             self._peers[hello.client] = self
         elif (main := self._peers.get(hello.client)) is not None:
             self._main, main.bulk = main, self
