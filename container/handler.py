@@ -58,7 +58,7 @@ class Handler:
     #: False when one call serves one request; ``predict`` is then given batches of one.
     batched: ClassVar[bool] = True
     #: The name the model is registered under; set by berth before ``load``, shown in log lines.
-    model_name: str = ""
+    registered_name: str = ""
 
     def load(self, model_dir: Path, context: Context) -> None:
         """Read the model under ``model_dir``; build on the CPU, the weights are placed for you.

@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
+import logging
 import sys
 import threading
 import types
@@ -25,7 +27,20 @@ if TYPE_CHECKING:
 #: How deep and how far objects are searched; what an author nests deeper is found by nobody.
 _MAX_DEPTH = 8
 _MAX_OBJECTS = 20_000
-_LEAVES = (str, bytes, bytearray, memoryview, int, float, complex, bool, type(None), type, types.ModuleType)
+_LEAVES = (
+    logging.Logger,
+    str,
+    bytes,
+    bytearray,
+    memoryview,
+    int,
+    float,
+    complex,
+    bool,
+    type(None),
+    type,
+    types.ModuleType,
+)
 
 
 def _torch() -> Any:
@@ -45,9 +60,9 @@ def no_grad() -> contextlib.AbstractContextManager[Any]:
 def _children(value: Any) -> Iterator[Any]:
     """What ``value`` holds: items, attributes, what a function or method is bound to."""
     if isinstance(value, Mapping):
-        yield from list(value.values())
+        yield from list(itertools.islice(value.values(), _MAX_OBJECTS))
     elif isinstance(value, (list, tuple, set, frozenset)):
-        yield from value
+        yield from itertools.islice(value, _MAX_OBJECTS)
     elif isinstance(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
     elif isinstance(value, types.MethodType):

@@ -186,7 +186,7 @@ class ScriptHandler(Handler):
             return
         assert self._stock is not None, "checked when the script was read"
         handler = self._stock()
-        handler.model_name = context.name
+        handler.registered_name = context.name
         home = model_dir if (model_dir / "config.json").exists() else model_dir / "model"
         handler.load(home, context)
         self.model = StockModel(handler)
@@ -223,6 +223,8 @@ class ScriptHandler(Handler):
         if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], str):
             result, kind = result
         if isinstance(result, str):
+            if kind.startswith("text/") and "charset" not in kind and not result.isascii():
+                kind = f"{kind}; charset=utf-8"
             result = result.encode()
         if isinstance(result, (bytes, bytearray, memoryview)):
             return Payload(bytes(result), kind)

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from container import log
-from container.model import after_import, installs, shims
+from container.model import after_import, installs, shims, spawned
 
 _log = log.get(__name__)
 
@@ -157,6 +157,7 @@ def take_baseline(*, allow_installs: bool = False) -> None:
         "torch": lambda torch: guard.notice_torch(),
         "transformers.tokenization_utils_tokenizers": shims.read_vocabulary_files,
         "transformers.pipelines": shims.refuse_dropped_tasks,
+        "multiprocessing.spawn": spawned.carry,
     }
     if not allow_installs:
         installs.refuse()

@@ -41,16 +41,19 @@ _OWNER = "__namespace__"
 
 
 class Namespace:
-    """The modules of one archive; ``name`` is the model's and only shows in the names of modules."""
+    """The modules of one archive; ``name`` is the model's and only shows in the names of modules.
 
-    def __init__(self, name: str, code_dir: Path) -> None:
-        self.root = f"archive{next(_serial)}_{re.sub(r'[^A-Za-z0-9]', '_', name)[:40]}"
+    root: the package, when it is that of the process which spawned this one.
+    """
+
+    def __init__(self, name: str, code_dir: Path, root: str = "") -> None:
+        self.root = root or f"archive{next(_serial)}_{re.sub(r'[^A-Za-z0-9]', '_', name)[:40]}"
         self._folder = f"{code_dir.parent if code_dir.name == 'code' else code_dir}/"
-        self._paths = [str(code_dir)]
+        self.paths = [str(code_dir)]
         self._home: dict[str, bool] = {}
         self.builtins: dict[str, Any] = {**vars(builtins), "__import__": self._import, _OWNER: self}
         spec = ModuleSpec(self.root, None, is_package=True)
-        spec.submodule_search_locations = self._paths
+        spec.submodule_search_locations = self.paths
         self._forget_files()
         _finder.install()
         _finder.namespaces[self.root] = self
@@ -69,7 +72,7 @@ class Namespace:
         except ModuleNotFoundError as error:
             # The program itself, or a package it should lie in, against something that it imports.
             if error.name is not None and f"{private}.".startswith(f"{error.name}."):
-                there = sorted(path.name for path in Path(self._paths[0]).glob("*.py")) or ["no .py file"]
+                there = sorted(path.name for path in Path(self.paths[0]).glob("*.py")) or ["no .py file"]
                 raise BadArchive(f"code/ has no {program}; it has {', '.join(there[:10])}") from error
             raise
 
@@ -110,7 +113,7 @@ class Namespace:
         """Return whether ``head``, the first part of a module's name, is this archive's."""
         known = self._home.get(head)
         if known is None:
-            spec = PathFinder.find_spec(f"{self.root}.{head}", self._paths)
+            spec = PathFinder.find_spec(f"{self.root}.{head}", self.paths)
             # A folder without __init__.py (data, weights) is a package only if nothing else has the name, see below;
             # built-in modules come before any path in Python itself.
             known = spec is not None and spec.loader is not None and head not in sys.builtin_module_names
@@ -167,15 +170,15 @@ class Namespace:
 
     def _adopted(self, head: str) -> bool:
         """Take over folders of the archive that its code has put on sys.path; say whether ``head`` is in one."""
-        new = [path for path in sys.path if path.startswith(self._folder) and path not in self._paths]
+        new = [path for path in sys.path if path.startswith(self._folder) and path not in self.paths]
         if not new:
             return False
-        self._paths.extend(new)
+        self.paths.extend(new)
         self._home.clear()
         return self.at_home(head)
 
     def _bare_folder(self, head: str) -> bool:
-        spec = PathFinder.find_spec(f"{self.root}.{head}", self._paths)
+        spec = PathFinder.find_spec(f"{self.root}.{head}", self.paths)
         found = spec is not None and (spec.loader is not None or not self.elsewhere(head))
         if found:
             self._home[head] = True
@@ -274,6 +277,18 @@ class _Finder(MetaPathFinder):
 
 
 _finder = _Finder()
+
+
+def packages() -> list[tuple[str, list[str]]]:
+    """Return the private packages of this process and their folders, for a process that it spawns."""
+    return [(namespace.root, namespace.paths) for namespace in list(_finder.namespaces.values())]
+
+
+def restore(carried: list[tuple[str, list[str]]]) -> None:
+    """Register in this process what ``packages`` returned in the one that spawned it."""
+    for root, paths in carried:
+        if root not in _finder.namespaces:
+            Namespace("", Path(paths[0]), root).paths.extend(paths[1:])
 
 
 def _import_module_at_home(name: str, package: str | None = None) -> ModuleType:

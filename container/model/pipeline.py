@@ -118,6 +118,7 @@ def open_model(manifest: Manifest, context: Context) -> Opened:
             with guard.loading(context.name), namespace.aliased():
                 return _open(opening, context)
     except ServingError:
+        _reported.pop(context.name, None)
         if namespace is not None:
             namespace.close()
             gc.collect()
@@ -127,10 +128,13 @@ def open_model(manifest: Manifest, context: Context) -> Opened:
 def _open(opening: _Opening, context: Context) -> Opened:
     manifest, namespace = opening.manifest, opening.namespace
     handler: Handler = opening.timed("import", resolve, manifest, namespace)
-    handler.model_name = context.name
+    handler.registered_name = context.name
     opening.timed("load", handler.load, Path(manifest.model_dir), opening.recording(context))
-    if context.device != "cpu" and not opening.weights and not adopt.opaque(opening.everything(handler)):
-        opening.timed("place", adopt.place, opening.everything(handler), context.device)
+    if context.device != "cpu" and not opening.weights:
+        if adopt.opaque(opening.everything(handler)):
+            _log.warning("the weights cannot be moved by berth and stay where the code has put them")
+        else:
+            opening.timed("place", adopt.place, opening.everything(handler), context.device)
     measured = opening.bytes(handler)
 
     def close() -> None:
@@ -153,7 +157,7 @@ def answer(handler: Handler, payloads: list[Payload], budget: int, max_items: in
     budget: units of ``handler.size`` in one run, padding included. max_items: inputs in one run. None is yielded
     between the steps of long work; the caller may go on on another thread. Never raises.
     """
-    name = handler.model_name
+    name = handler.registered_name
     answers = _answers(handler, payloads, budget, max_items)
     while True:
         # Around one step, never across a yield: what is set here belongs to the thread.
@@ -170,7 +174,7 @@ def _answers(handler: Handler, payloads: list[Payload], budget: int, max_items: 
     sizes: list[int] = []
     for index, payload in enumerate(payloads):
         value = _ask(payload.request_id, handler.decode, payload)
-        size = value if isinstance(value, ServingError) else _ask(payload.request_id, handler.size, value)
+        size = value if isinstance(value, ServingError) else _ask(payload.request_id, _size, handler, value)
         if isinstance(size, ServingError):
             failed.append((index, _failure(size, handler, "decode")))
         else:
@@ -192,8 +196,9 @@ def _run(handler: Handler, batch: list[tuple[int, Any]], payloads: list[Payload]
         if outputs is None:
             yield None
     if not isinstance(outputs, ServingError):
-        outputs = _checked(outputs, len(batch))
+        outputs = _ask(request_id, _checked, outputs, len(batch))
     elif len(batch) > 1 and not isinstance(outputs, OutOfMemory):
+        outputs.__cause__ = outputs.__context__ = outputs.__traceback__ = None
         for item in batch:
             yield from _run(handler, [item], payloads)
         return
@@ -206,18 +211,22 @@ def _run(handler: Handler, batch: list[tuple[int, Any]], payloads: list[Payload]
     ]
 
 
-def _checked(outputs: Any, count: int) -> Any:
-    """Return ``outputs`` if it is ``count`` answers in a row, else a BadAnswer."""
+def _size(handler: Handler, value: Any) -> int:
+    return int(handler.size(value))
+
+
+def _checked(outputs: Any, count: int) -> list[Any]:
+    """Return ``outputs`` as a list. Raises BadAnswer if it is not ``count`` answers in a row."""
     if isinstance(outputs, (str, bytes, dict)) or not hasattr(outputs, "__len__"):
         what = "nothing" if outputs is _END or outputs is None else f"a {type(outputs).__name__}"
-        return BadAnswer(
+        raise BadAnswer(
             f"predict returned {what}; it must return a list with one output for each of its {count} inputs"
         )
     if len(outputs) != count:
-        return BadAnswer(
+        raise BadAnswer(
             f"predict returned {len(outputs)} outputs for {count} inputs; it must return one for each, in order"
         )
-    return outputs
+    return list(outputs)
 
 
 def _encoded(handler: Handler, output: Any, payload: Payload) -> Payload | Failure:
@@ -256,15 +265,16 @@ def _ask(request_id: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _failure(error: ServingError, handler: Handler, phase: str) -> Failure:
-    """Return ``error`` as it travels, its cause logged."""
-    _log_cause(error, handler.model_name, phase)
+    """Return ``error`` as it travels, its cause logged and let go: the frames of its traceback hold the batch."""
+    _log_cause(error, handler.registered_name, phase)
+    error.__cause__ = error.__context__ = error.__traceback__ = None
     return error.to_failure()
 
 
 def _log_cause(error: ServingError, name: str, phase: str) -> None:
     """Log the author's exception: with its traceback the first time, in one line when the same place fails again."""
     cause = error.__cause__
-    if cause is None:
+    if cause is None or error.code.startswith("request."):  # the caller's mistake, and the caller is told
         return
     place = cause.__traceback__
     while place is not None and place.tb_next is not None:

@@ -149,6 +149,19 @@ def test_cloudpickle_sends_an_archives_function_by_value_or_name(namespace, tmp_
     assert cloudpickle.loads(cloudpickle.dumps(lambda x: twice(x) + 1))(4) == 9
 
 
+def test_processes_that_an_archive_spawns_find_its_modules(baseline, write_archive, opened):
+    code = (
+        "import multiprocessing\nfrom concurrent.futures import ProcessPoolExecutor\nfrom work import twice\n"
+        "def model_fn(d): ...\n"
+        "def predict_fn(x, m):\n"
+        "    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:\n"
+        "        return pool.submit(twice, x).result()\n"
+    )
+    files = {"code/inference.py": code, "code/work.py": "import more\ndef twice(x):\n    return more.TWO * x\n"}
+    model = opened(write_archive({**files, "code/more.py": "TWO = 2\n"}))
+    assert bodies(model.handler, Payload(b"21")) == [b"42"]
+
+
 def test_bare_names_are_found_during_the_load_only_and_by_its_thread_only(namespace, tmp_path):
     (tmp_path / "only_here.py").write_text("X = 1\n")
     home = namespace(tmp_path)

@@ -30,7 +30,7 @@ class Unprintable(Exception):
 class Scripted(Handler):
     """Does in predict what the test says, and remembers the batches."""
 
-    model_name = "scripted"
+    registered_name = "scripted"
 
     def __init__(self, act, size=lambda value: 1):
         self.act, self.measure, self.batches = act, size, []
@@ -70,11 +70,12 @@ def test_each_batch_is_answered_as_soon_as_it_is_done():
     assert next(steps, None) is None
 
 
-def test_a_body_that_cannot_be_read_is_its_callers_error_only():
+def test_a_body_that_cannot_be_read_is_its_callers_error_only_and_not_in_the_log(caplog):
     handler = Scripted(lambda batch: batch)
     first, second, third = results(handler, Payload(b"1"), Payload(b"{"), Payload(b"x", "nothing/known"))
     assert (first.body, second.code, third.code) == (b"1", "request.malformed", "request.media_type")
     assert handler.batches == [[1]]
+    assert caplog.records == []
 
 
 def test_one_bad_input_does_not_fail_its_neighbours(caplog):
@@ -125,14 +126,44 @@ def test_an_output_may_be_an_exception_for_one_caller():
         (lambda batch: {1: 2}, "predict returned a dict; it must"),
         (lambda batch: iter(batch), "predict returned a list_iterator; it must"),
         (lambda batch: 3, "predict returned a int; it must"),
+        (lambda batch: torch.tensor(3), "the model failed: TypeError: len() of a 0-d tensor"),
     ],
 )
 def test_a_wrong_number_of_answers_is_said_with_both_numbers_and_not_tried_again(act, text):
     handler = Scripted(act)
     for failure in results(handler, *payloads(1, 2, 3)):
-        assert failure.code == "model.bad_answer"
+        assert failure.code in ("model.bad_answer", "model.failed")
         assert failure.message.startswith(text)
     assert len(handler.batches) == 1
+
+
+def test_a_size_that_is_no_number_is_one_callers_error():
+    handler = Scripted(lambda batch: batch, size=lambda value: None if value == 0 else torch.tensor(value))
+    one, zero = results(handler, *payloads(1, 0))
+    assert (one.body, zero.code) == (b"1", "model.failed")
+
+
+def test_what_failed_is_free_at_once_without_the_garbage_collector():
+    class Big:
+        pass
+
+    held = []
+
+    def act(batch):
+        big = Big()
+        held.append(weakref.ref(big))
+        raise MemoryError
+
+    gc.collect()
+    gc.disable()
+    try:
+        pipeline._reported["scripted"] = set()
+        logging.disable()  # pytest keeps what is logged
+        assert results(Scripted(act), *payloads(1))[0].code == "memory.exhausted"
+        assert held[0]() is None
+    finally:
+        logging.disable(logging.NOTSET)
+        gc.enable()
 
 
 def test_arrays_and_tuples_are_lists_of_answers():
@@ -321,7 +352,7 @@ def test_an_abandoned_run_ends_the_handlers_steps():
 def test_a_handler_class_is_opened_measured_and_closed(opened):
     model = opened("doubles_in_handler", name="doubles")
     assert (model.bytes, sorted(model.times_ms)) == (4, ["import", "load"])
-    assert (model.handler.task, model.handler.model_name) == ("doubling", "doubles")
+    assert (model.handler.task, model.handler.registered_name) == ("doubling", "doubles")
     assert bodies(model.handler, model.handler.example, Payload(b"4")) == [b"42.0", b"8.0"]
     net = weakref.ref(model.handler.net)
     refused, answered = results(model.handler, Payload(b'"text"'), Payload(b"1"))
