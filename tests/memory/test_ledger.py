@@ -69,6 +69,14 @@ def test_a_segment_of_two_models_is_counted_once_and_leaves_with_the_last():
     ledger.check()
 
 
+def test_what_a_newcomer_predicts_of_a_known_segment_is_not_believed():
+    ledger = Ledger({DEVICE: 100})
+    ledger.add("a", [Segment("trunk", 50)])
+    ledger.add("b", [Segment("trunk", 70)])
+    ledger.recut("b", [Segment("trunk", 90), Segment("b", 1)])
+    assert (ledger.bytes("a"), ledger.bytes("b")) == (50, 51)
+
+
 def test_two_models_on_their_way_reserve_a_shared_segment_once():
     ledger = Ledger({DEVICE: 100})
     for name in "ab":

@@ -167,6 +167,13 @@ def test_a_shared_trunk_is_missing_only_once():
     assert make_room(book, DEVICE, "new") == [Reserve("new", DEVICE, 1)]
 
 
+def test_a_model_whose_bytes_are_all_there_rises_even_while_the_tier_is_over_its_limit():
+    book = ledger(device=10, a=({"trunk": 6},), new=({"trunk": 6}, "disk"), held=(4, "held"))
+    book.set_limit(DEVICE, 8)
+    assert make_room(book, DEVICE, "new") == [Reserve("new", DEVICE, 0)]
+    assert book.reserve("new", DEVICE) == 0
+
+
 def test_a_shared_trunk_goes_only_with_its_last_user():
     book = ledger(device=8, a=({"trunk": 4, "ha": 1},), b=({"trunk": 4, "hb": 1},), c=(2,), new=(6, "disk"))
     assert make_room(book, DEVICE, "new") == [

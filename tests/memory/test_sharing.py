@@ -138,6 +138,39 @@ def test_a_twin_inside_the_partner_that_only_looks_equal_keeps_its_bytes(folders
     assert same(d, {"two": twins["two"]})
 
 
+def test_a_partner_whose_twins_only_look_equal_is_compared_again_when_it_rises(folders):
+    twins = {"one": checkpoint()["embed"], "two": checkpoint()["embed"].clone()}
+    twins["two"][60, 0] += 1e-3
+    sharing = Sharing()
+    home = folders("a", twins)
+    a, b = open_weights(home), open_weights(folders("b", {"w": twins["two"]}))
+    sharing.join("a", a)
+    sharing.join("b", b)
+    a.close()
+    again = open_weights(home)
+    sharing.recall(again)
+    assert same(again, twins)
+    sharing.join("a", again)
+    assert same(again, twins)
+
+
+def test_a_model_that_matched_a_block_only_in_part_is_compared_again_when_it_rises(folders):
+    nearly = checkpoint()
+    nearly["embed"][60, 0] += 1e-3
+    sharing = Sharing()
+    a, b = open_weights(folders("a", checkpoint())), open_weights(folders("b", checkpoint()))
+    home = folders("c", nearly)
+    c = open_weights(home)
+    for name, weights in {"a": a, "b": b, "c": c}.items():
+        sharing.join(name, weights)
+    assert [part.id for part in c.shared] == ["shared:1"]
+    c.close()
+    again = open_weights(home)
+    assert not sharing.recall(again)
+    sharing.join("c", again)
+    assert same(again, nearly)
+
+
 def test_zero_and_minus_zero_differ_and_nan_equals_itself():
     assert not same_bytes(torch.zeros(3), -torch.zeros(3))
     assert same_bytes(torch.full((3,), torch.nan), torch.full((3,), torch.nan))
