@@ -41,7 +41,7 @@ class Built(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Model:
+class Model:
     """What an archive is made from: ``fill`` writes its files into a folder; ``sources`` decide whether to do so."""
 
     fill: Callable[[Path], None]
@@ -78,7 +78,7 @@ def pack(folder: Path, archive: Path) -> None:
     part.rename(archive)
 
 
-def _build(name: str, model: _Model, folder: Path) -> Built:
+def _build(name: str, model: Model, folder: Path) -> Built:
     archive, note = folder / f"{name}.tar.gz", folder / f"{name}.recipe"
     recipe = _recipe(model)
     if archive.exists() and note.exists() and note.read_text() == recipe:
@@ -104,14 +104,14 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _recipe(model: _Model) -> str:
+def _recipe(model: Model) -> str:
     digest = hashlib.sha256()
     for part in _parts(model):
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
 
 
-def _parts(model: _Model) -> Iterable[bytes]:
+def _parts(model: Model) -> Iterable[bytes]:
     for source in model.sources:
         for file in (
             sorted(file for file in source.rglob("*") if file.suffix != ".pyc") if source.is_dir() else [source]
@@ -152,11 +152,11 @@ def _celsius(folder: Path) -> None:
     save_file({"weight": torch.tensor([[1.8]]), "bias": torch.tensor([32.0])}, folder / "weights.safetensors")
 
 
-MODELS: dict[str, _Model] = {
-    "sentences": _Model(_sentences, (), (_MINILM,)),
-    "prose": _Model(_prose, (_HERE / "train_prose.py", _HERE / "texts")),
-    "digits": _Model(_digits, (_HERE / "train_digits.py",), ("scikit-learn",)),
-    "celsius": _Model(_celsius, (_HERE / "celsius",)),
+MODELS: dict[str, Model] = {
+    "sentences": Model(_sentences, (), (_MINILM,)),
+    "prose": Model(_prose, (_HERE / "train_prose.py", _HERE / "texts")),
+    "digits": Model(_digits, (_HERE / "train_digits.py",), ("scikit-learn",)),
+    "celsius": Model(_celsius, (_HERE / "celsius",)),
 }
 
 

@@ -119,6 +119,7 @@ class Instance:
     def _start_load(self, model: Artifact) -> Future[None]:
         load: Future[None] = Future()
         self._loads[model.name] = load
+        self._residents.begin_load(model.name)
         threading.Thread(target=self._load, args=(model, load), name=f"load-{model.name}", daemon=True).start()
         return load
 
@@ -135,8 +136,7 @@ class Instance:
             failure = error
         with self._changed:
             del self._loads[model.name]
-            if failure is None:
-                self._residents.add(model.name)
+            self._residents.end_load(model.name, loaded=failure is None)
             self._changed.notify_all()
         if failure is None:
             load.set_result(None)
@@ -159,8 +159,12 @@ class Instance:
                 raise aws.model_error(self._place, answer.status, answer.body)
 
     def _make_room(self, besides: str, deadline: float) -> bool:
-        """Unload the least recently used idle model, waiting for one to become idle; False when there is none."""
+        """Unload the least recently used idle model; without one, wait for room to come back.
+
+        False when neither is to be had: then the container's 507 is the last word.
+        """
         with self._changed:
+            freed = self._residents.freed
             self._residents.wait(besides)
             self._changed.notify_all()  # whoever waits for this one must think again
             try:
@@ -169,6 +173,8 @@ class Instance:
                     if left_s <= 0 or not self._residents.worth_waiting(besides):
                         return False
                     self._changed.wait(left_s)
+                    if self._residents.freed != freed:
+                        return True
                 self._residents.leave(victim)
             finally:
                 self._residents.wake(besides)

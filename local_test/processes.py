@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.error import URLError
 
-
 #: The repository, where the packages are found.
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -3,6 +3,7 @@
     hold    a request of the platform is under way for this model; such a model is never unloaded
     waiting a holder that itself waits for room; it must not be waited for in turn, or two would wait for each other
     leaving its DELETE is under way; it may not be loaded again before that has ended
+    loading its POST is under way; it takes room already, and may be unloaded once it is loaded
 
 Does not cover: bytes. The platform knows nothing of a model's size; the container's 507 is its only sign.
 """
@@ -21,6 +22,9 @@ class Residents:
         self._holds: Counter[str] = Counter()
         self._waiting: Counter[str] = Counter()
         self._leaving: set[str] = set()
+        self._loading: set[str] = set()
+        #: How often room has come back; who waits for room tries again when this has changed.
+        self.freed = 0
 
     def names(self) -> list[str]:
         """Return the loaded names, least recently used first."""
@@ -75,8 +79,13 @@ class Residents:
         return next((name for name in self._loaded if name != besides and not self._holds[name]), None)
 
     def worth_waiting(self, besides: str) -> bool:
-        """True when a model may become a victim later: loaded and held by a request that is not itself waiting."""
-        return any(name != besides and self._holds[name] > self._waiting[name] for name in self._loaded)
+        """True when room may come without unloading an idle model now.
+
+        That is when a model is leaving, is loading, or is held, by somebody who does not wait for room too.
+        """
+        taking = any(name != besides and not self._waiting[name] for name in self._loading)
+        busy = any(name != besides and self._holds[name] > self._waiting[name] for name in self._loaded)
+        return bool(self._leaving) or taking or busy
 
     def leave(self, name: str) -> None:
         """The unloading of ``name`` begins."""
@@ -86,6 +95,19 @@ class Residents:
     def left(self, name: str) -> None:
         """The unloading of ``name`` has ended."""
         self._leaving.discard(name)
+        self.freed += 1
+
+    def begin_load(self, name: str) -> None:
+        """The loading of ``name`` begins."""
+        self._loading.add(name)
+
+    def end_load(self, name: str, loaded: bool) -> None:
+        """The loading of ``name`` has ended."""
+        self._loading.discard(name)
+        if loaded:
+            self.add(name)
+        else:
+            self.freed += 1
 
     def reconcile(self, listed: Iterable[str], before: Iterable[str]) -> tuple[list[str], list[str]]:
         """Follow the container's own list; returns (names adopted, names forgotten).

@@ -76,7 +76,7 @@ class StandIn:
         self.endpoint.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_archive():
     """Return a function (path, {member: bytes}) that writes a tar.gz."""
     return _write_archive

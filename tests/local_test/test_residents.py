@@ -14,7 +14,8 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.it, self.order, self.holders, self.waiters, self.leaving = Residents(), [], [], [], set()
+        self.it, self.order, self.holders, self.waiters = Residents(), [], [], []
+        self.leaving, self.loading, self.freed = set(), set(), 0
 
     def touch(self, name):
         if name in self.order:
@@ -79,6 +80,23 @@ class Machine(RuleBasedStateMachine):
     def left(self, name):
         self.it.left(name)
         self.leaving.discard(name)
+        self.freed += 1
+
+    @rule(name=names)
+    def begin_load(self, name):
+        self.it.begin_load(name)
+        self.loading.add(name)
+
+    @precondition(lambda self: self.loading)
+    @rule(data=st.data(), loaded=st.booleans())
+    def end_load(self, data, loaded):
+        name = data.draw(st.sampled_from(sorted(self.loading)))
+        self.it.end_load(name, loaded)
+        self.loading.discard(name)
+        if loaded:
+            self.order = [n for n in self.order if n != name] + [name]
+        else:
+            self.freed += 1
 
     @invariant()
     def agrees(self):
@@ -86,10 +104,11 @@ class Machine(RuleBasedStateMachine):
         assert self.it.in_flight() == len(self.holders)
         assert {n for n in "abcd" if self.it.is_leaving(n)} == self.leaving
         assert {n for n in "abcd" if self.it.is_held(n)} == set(self.holders)
+        assert self.it.freed == self.freed
 
     @invariant()
     def nobody_waits_for_those_who_all_wait(self):
-        if sorted(self.holders) == sorted(self.waiters):
+        if sorted(self.holders) == sorted(self.waiters) and not self.leaving and self.loading <= set(self.waiters):
             assert not any(self.it.worth_waiting(name) for name in "abcd")
 
 
@@ -105,6 +124,19 @@ def test_two_holders_that_wait_for_room_do_not_wait_for_each_other():
     assert it.worth_waiting("a")
     it.wait("b")
     assert not it.worth_waiting("a") and not it.worth_waiting("b")
+
+
+def test_room_that_another_load_or_unload_may_give_back_is_waited_for():
+    it = Residents()
+    assert not it.worth_waiting("a")
+    it.begin_load("a")
+    assert not it.worth_waiting("a")
+    assert it.worth_waiting("b")
+    it.hold("a")
+    it.wait("a")
+    assert not it.worth_waiting("b")
+    it.leave("c")
+    assert it.worth_waiting("b")
 
 
 def test_the_containers_list_wins_except_over_what_is_under_way():

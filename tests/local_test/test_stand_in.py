@@ -123,6 +123,18 @@ def test_a_model_in_use_is_not_unloaded_but_waited_for(stand_in, container):
     assert container.verbs()[-4:] == ["load", "unload", "load", "invoke"]
 
 
+def test_a_load_waits_for_another_load_that_took_the_room_and_then_takes_its_place(stand_in, container):
+    container.capacity = 1
+    local = stand_in()
+    gate = container.gates["load"] = threading.Event()
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(local.say, f"{key}.tar.gz") for key in ("a", "b", "c", "team/d")]
+        until(lambda: container.verbs() == ["load"] * 4)
+        gate.set()
+        assert [call.result() for call in calls] == [b"echo:hello"] * 4
+    assert container.verbs().count("unload") == 3
+
+
 def test_a_model_the_container_has_lost_is_loaded_again_once(stand_in, container):
     local = stand_in(ping_every_s=60)
     local.say()
