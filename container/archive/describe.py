@@ -14,9 +14,12 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import msgspec
+
 from container.archive.architectures import task_named, task_of
-from container.archive.manifest import Berth, Kind, Manifest, read_berth_json
+from container.archive.manifest import Batch, Berth, Kind, Manifest, Triton, read_berth_json
 from container.archive.tree import Tree
+from container.archive.triton import read_config
 from container.errors import BadArchive
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.onnx", "*.ubj", "xgboost-model")
@@ -62,6 +65,7 @@ def describe(folder: Path, *, program: str = "inference.py", hf_task: str = "") 
                 f"the task of {', '.join(architectures) or 'config.json, which names no architectures,'} is not known; "
                 'name it in berth.json, {"task": "embeddings"} for instance, or in HF_TASK'
             )
+    triton = read_config(home.folder) if found.kind == "triton" else None
     requirements = "" if found.code is None else f"{found.code}/requirements.txt".removeprefix("/")
     return Manifest(
         kind=found.kind,
@@ -70,10 +74,11 @@ def describe(folder: Path, *, program: str = "inference.py", hf_task: str = "") 
         program=found.program,
         task=task,
         architectures=architectures,
-        weights_bytes=_weights_bytes(home),
+        weights_bytes=_weights_bytes(home) if triton is None else home.files[triton.file].size,
         requirements=str(folder / requirements) if requirements and _asks(tree, requirements) else "",
-        settings=berth,
+        settings=_batched(berth, triton) if triton is not None else berth,
         identity=tree.identity(),
+        triton=triton,
     )
 
 
@@ -126,10 +131,16 @@ def _folder(tree: Tree, program: str) -> _Found | None:
 
 def _triton(tree: Tree, program: str) -> _Found | None:
     for home in ("", *(tree.folders() if len(tree.folders()) == 1 else ())):
-        inside = tree.sub(home)
-        if inside.has("config.pbtxt") and any(re.fullmatch(r"\d+/model\.(pt|onnx)", name) for name in inside.files):
+        if tree.sub(home).has("config.pbtxt"):
             return _Found("triton", home)
     return None
+
+
+def _batched(berth: Berth, triton: Triton) -> Berth:
+    """``berth`` with the batching of config.pbtxt, unless it says its own."""
+    if triton.max_batch_size == 0 or berth.batch != Batch():
+        return berth
+    return msgspec.structs.replace(berth, batch=Batch(triton.max_batch_size, triton.max_delay_ms))
 
 
 def _mar(tree: Tree, program: str) -> _Found | None:

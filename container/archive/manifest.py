@@ -45,6 +45,32 @@ class Berth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     options: dict[str, Any] = {}
 
 
+class TensorSpec(msgspec.Struct, frozen=True):
+    """One input or output as config.pbtxt declares it: v2 datatype; dims without the batch, -1 = any size."""
+
+    name: str
+    datatype: str
+    dims: list[int]
+    reshape: list[int] | None = None
+    optional: bool = False
+
+
+class Triton(msgspec.Struct, frozen=True):
+    """What config.pbtxt and the folders beside it say (``archive/triton``).
+
+    name: the model's own, else its folder's. version: the one that is served. file: its weights, relative to the
+    folder. max_batch_size: rows in one run, 0 = the first dimension is no batch. max_delay_ms: wait for company.
+    """
+
+    name: str
+    version: str
+    file: str
+    max_batch_size: int = 0
+    max_delay_ms: int = 0
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """One model as ``archive/describe`` found it.
 
@@ -53,7 +79,7 @@ class Manifest(msgspec.Struct, frozen=True):
     "module:Class". task: built-in task, "" when the code decides. architectures: from config.json, [] if none.
     weights_bytes: sum of the weight files, the first prediction of the model's size.
     requirements: path of ``code/requirements.txt``, "" if none. settings: ``berth.json`` or its defaults.
-    identity: changes when a file of the folder does (newest mtime in ns and total size).
+    identity: changes when a file of the folder does (newest mtime in ns and total size). triton: of that kind only.
     """
 
     kind: Kind
@@ -66,6 +92,7 @@ class Manifest(msgspec.Struct, frozen=True):
     requirements: str = ""
     settings: Berth = Berth()
     identity: str = ""
+    triton: Triton | None = None
 
 
 def read_berth_json(raw: bytes) -> Berth:

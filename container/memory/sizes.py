@@ -44,7 +44,8 @@ SERVING = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 MAX_HEADER_BYTES = 100_000_000
 #: Endings of files that hold weights, of whatever framework.
 WEIGHT_SUFFIXES = frozenset(
-    {".safetensors", ".bin", ".pt", ".pth", ".onnx", ".ckpt", ".npz", ".ubj", ".model", ".pkl", ".joblib", ".gguf"}
+    {".safetensors", ".bin", ".pt", ".pt2", ".pth", ".onnx", ".ckpt", ".npz", ".ubj", ".model", ".pkl", ".joblib"}
+    | {".gguf"}
 )
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt"})
 
