@@ -51,14 +51,19 @@ class Handler:
     """
 
     task: ClassVar[str] = ""
-    #: Warm-up, input of ``berth check``, payload of the local test and of the bench: one fact, four uses.
-    example: ClassVar[Payload] = Payload(b"{}")
+    #: Warm-up, input of ``berth check``, payload of the local test and of the bench: one fact, four uses. ``load`` may
+    #: make it where each model takes something else.
+    example: Payload = Payload(b"{}")
     #: True when ``predict`` keeps no state between calls and may run on several threads at once; ``load`` may decide.
     reentrant: bool = False
-    #: False when one call serves one request; ``predict`` is then given batches of one.
-    batched: ClassVar[bool] = True
+    #: False when one call serves one request; ``predict`` is then given batches of one. ``load`` may decide.
+    batched: bool = True
+    #: Bytes of weights that are neither modules nor tensors (an ONNX session, a library's own); set by ``load``.
+    unseen_bytes: int = 0
     #: The name the model is registered under; set by berth before ``load``, shown in log lines.
     registered_name: str = ""
+    #: Bytes of weights that are not torch's, which berth cannot see for itself; ``load`` may set it.
+    weights_bytes: int = 0
 
     def load(self, model_dir: Path, context: Context) -> None:
         """Read the model under ``model_dir``; build on the CPU, the weights are placed for you.

@@ -95,7 +95,7 @@ class _Opening:
     def bytes(self, handler: Handler) -> int:
         """Bytes of the weights: as their opener counts them, else as found in the handler."""
         if not self.weights:
-            return adopt.measure(self.everything(handler))
+            return adopt.measure(self.everything(handler)) + handler.weights_bytes
         counted = [getattr(each, "bytes", None) for each in self.weights]
         return sum(
             count if isinstance(count, int) else adopt.measure(each)
@@ -136,6 +136,7 @@ def _open(opening: _Opening, context: Context) -> Opened:
         else:
             opening.timed("place", adopt.place, opening.everything(handler), context.device)
     measured = opening.bytes(handler)
+    gone = adopt.watch(opening.everything(handler)) if namespace is not None else None
 
     def close() -> None:
         vars(handler).clear()  # whoever still has the handler no longer has the model
@@ -143,7 +144,8 @@ def _open(opening: _Opening, context: Context) -> Opened:
         _reported.pop(context.name, None)
         if namespace is not None:
             namespace.close()
-            gc.collect()  # authors' objects refer to each other in circles
+        if gone is not None and not gone():
+            gc.collect()  # an author's objects refer to each other in a circle; a tenth of a second, so only then
 
     return Opened(handler, measured, opening.times_ms, close)
 

@@ -28,6 +28,7 @@ TASKS = {
     "text_generation": "handlers.text_generation:TextGeneration",
     "image_classification": "handlers.image_classification:ImageClassification",
     "text_classification": "handlers.text_classification:TextClassification",
+    "tabular": "handlers.tabular:Tabular",
 }
 #: Architecture -> the task whose handler computes it with a network of ours, without its transformers class.
 NATIVE = {
@@ -70,7 +71,7 @@ def resolve(manifest: Manifest, namespace: Namespace | None) -> Handler:
 
     Raises BadArchive for what is missing or not known, and whatever the archive's modules raise when imported.
     """
-    if manifest.kind == "folder":
+    if manifest.kind in ("folder", "tabular"):
         return _task_class(manifest.task)()
     if manifest.kind in ("script", "handler"):
         assert namespace is not None, f"a {manifest.kind} has code"
