@@ -146,6 +146,9 @@ class Settings:
         "sockets, unpacked archives, environments",
         "/var/lib/berth or under XDG_STATE_HOME",
     )
+    state_limit: int = _setting(
+        "BERTH_STATE_LIMIT", size_bytes, 20 << 30, "bytes of environments kept in the state folder", "20GiB"
+    )
     metrics_per_model: bool = _setting("BERTH_METRICS_PER_MODEL", _on_off, False, "a `model` label in /metrics", "off")
     log_level: str = _setting(
         "BERTH_LOG_LEVEL", _switch("debug", "info", "warning", "error"), "info", "least level that is logged"

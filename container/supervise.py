@@ -5,7 +5,8 @@
       └─ front    gunicorn; dies: started again
 
 The registry lives here, in memory, for as long as this process does: nothing on disk outlives what it describes. One
-waitid loop reaps everything, orphans of orphans included, as PID 1 must. Does not cover: hung code (issue 6).
+waitid loop reaps everything, orphans of orphans included, as PID 1 must. What hangs inside a model's code is killed at
+the deadline that its lane has written on a page they share (``model/watch``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ import time
 from collections import deque
 from typing import TextIO
 
+import msgspec
+
 from container import log
+from container.model import watch
 from container.settings import Settings, child_environment
 from container.wire import frames
 from container.wire import messages as m
@@ -32,6 +36,8 @@ _log = log.get(__name__)
 #: SIGTERM to exit: under the 30 s after which the platform kills.
 STOP_S = 25.0
 FRONT_STOP_S = 21.0
+#: How often the page is read.
+WATCH_S = 0.25
 #: More engine deaths than this within the window: the instance is not worth keeping, /ping says so.
 DEATHS, WINDOW_S = 3, 300.0
 #: The front is started again after this long; one that dies sooner than it lived to answer ends the server.
@@ -51,6 +57,7 @@ class Supervisor:
         self._front_pid = 0
         self._front_born_s = 0.0
         self._engine_deaths: deque[float] = deque(maxlen=DEATHS + 1)
+        self._killed: deque[int] = deque(maxlen=64)
         self._stop_by_s: float | None = None
         self._status = 0
         self._unhealthy = settings.run_dir / "unhealthy"
@@ -74,6 +81,7 @@ class Supervisor:
                     self._on_signals(wake.recv(4096))
                 else:
                     self._on_control()
+            self._end_what_hangs()
             self._enforce()
         _log.info("stopped with status %d", self._status)
         return self._status
@@ -93,6 +101,7 @@ class Supervisor:
                 "stop it, or set SAGEMAKER_BIND_TO_PORT or BERTH_STATE_DIR"
             ) from None
         self._unhealthy.unlink(missing_ok=True)
+        self._page = watch.Page(run_dir / "page", create=True)
         self._check_port()
 
     def _check_port(self) -> None:
@@ -108,8 +117,8 @@ class Supervisor:
                     "stop what uses the port, or set SAGEMAKER_BIND_TO_PORT (berth serve --port)"
                 ) from None
 
-    def _patience_s(self) -> float | None:
-        return None if self._stop_by_s is None else 0.1
+    def _patience_s(self) -> float:
+        return WATCH_S if self._stop_by_s is None else 0.1
 
     # ---------------------------------------------------------------- children
 
@@ -202,8 +211,14 @@ class Supervisor:
         if self._stop_by_s is not None:
             return
         now = time.monotonic()
-        self._engine_deaths.append(now)
-        _log.error("the engine died (%s); starting a new one with %d models", _how(died), len(self._registry))
+        inside = self._page.clear(died.si_pid)
+        self._judge(inside, _how(died))
+        if not inside:  # only deaths that no model is named for tell of the instance
+            self._engine_deaths.append(now)
+        named = [each.model for each in inside] or "no model"
+        _log.error(
+            "the engine died (%s) inside %s; starting a new one with %d models", _how(died), named, len(self._registry)
+        )
         if len(self._engine_deaths) > DEATHS and now - self._engine_deaths[0] < WINDOW_S:
             self._unhealthy.write_text(f"the engine died {len(self._engine_deaths)} times within {WINDOW_S:.0f} s")
         if len(self._engine_deaths) > 1 and now - self._engine_deaths[-2] < 1.0:
@@ -228,6 +243,24 @@ class Supervisor:
             return
         _log.error("the HTTP server died (%s); starting a new one", _how(died))
         self._start_front()
+
+    def _end_what_hangs(self) -> None:
+        """Kill every process that is inside a model's code past its deadline; its parent judges the model."""
+        for inside in self._page.late(time.monotonic()):
+            if inside.pid in self._killed:
+                continue
+            self._killed.append(inside.pid)
+            _log.error("killing process %d: model %s did not come back from %s", inside.pid, inside.model, inside.phase)
+            self._signal(inside.pid, signal.SIGKILL)
+
+    def _judge(self, inside: list[watch.Inside], how: str) -> None:
+        """The engine died inside these models' code: a new engine gets the models, and the reason to keep one out."""
+        for each in inside:
+            entry = self._registry.get(each.model)
+            if entry is not None:
+                deaths = entry.deaths + 1
+                reason = watch.verdict(each, deaths, how, time.monotonic()) or entry.reason
+                self._registry[each.model] = msgspec.structs.replace(entry, deaths=deaths, reason=reason)
 
     # -------------------------------------------------------------------- stop
 

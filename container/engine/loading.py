@@ -27,6 +27,7 @@ from container.errors import (
     BadArchive,
     BadModelPath,
     Draining,
+    Internal,
     LoadFailed,
     ModelExists,
     ModelMissing,
@@ -93,12 +94,11 @@ class Loading:
         started = time.monotonic()
         try:
             await self._bring_in(model, folder, kept)
-        except ServingError as error:
-            self._forget_failed(model, error, memory_key)
+        except BaseException as error:
+            told = error if isinstance(error, ServingError) else Internal(Internal.TEXT)
+            self._forget_failed(model, told, memory_key)
             raise
-        finally:
-            if not model.loading.done():
-                model.loading.set_result(None)
+        model.loading.set_result(None)
         model.loading = None
         if model.waiting:
             self._calls.want(model)
@@ -135,7 +135,7 @@ class Loading:
         self._keeper.ledger.add(model.name, [Segment(model.name, nbytes)], pinned=pinned, at=time.monotonic())
 
     def replay(self, registered: m.Registered) -> None:
-        """Take in a model that an earlier engine had: known at once, on disk, up on its next call."""
+        """Take in a model that an earlier engine had: known at once, on disk, up on its next call if not kept out."""
         model = Model(registered.name, registered.url)
         model.manifest = msgspec.msgpack.decode(registered.manifest, type=Manifest)
         model.runner = self._runners(model.manifest)
@@ -143,11 +143,15 @@ class Loading:
         model.live("load")
         model.live("loaded")
         model.live("measured")
+        model.deaths = registered.deaths
         self._models.add(model)
+        if registered.reason:
+            model.live("quarantine")
+            model.reason = registered.reason
 
     def _folder(self, url: str) -> Path:
         """Return the folder of ``url``. Raises BadModelPath or ModelMissing."""
-        folder = Path(os.path.realpath(url.removeprefix("file://")))
+        folder = Path(os.path.realpath(url.removeprefix("file://").replace("\0", "")))
         roots = [Path(os.path.realpath(root)) for root in self._settings.models_roots]
         if "\0" in url or not any(root in (folder, *folder.parents) for root in roots):
             raise BadModelPath(
@@ -220,4 +224,4 @@ class Loading:
 
 def _newest_mtime_ns(folder: Path) -> int:
     """Return the newest change under ``folder``: what tells a mended archive from the one that failed."""
-    return max((entry.stat().st_mtime_ns for entry in [folder, *folder.rglob("*")]), default=0)
+    return max((entry.lstat().st_mtime_ns for entry in [folder, *folder.rglob("*")]), default=0)

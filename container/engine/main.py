@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import signal
 import socket
@@ -24,11 +25,13 @@ import uvloop
 from container import log
 from container.archive.manifest import Manifest
 from container.engine.calls import Calls
+from container.engine.children import ChildRunner, OwnRunner, how
 from container.engine.engine import Engine
 from container.engine.loading import Loading
 from container.engine.models import SINGLE, Registry
+from container.engine.quarantine import Quarantine
 from container.engine.residence import Residence
-from container.engine.runners import ChildRunner, LaneRunner, Runner
+from container.engine.runners import LaneRunner, Runner
 from container.errors import ServingError
 from container.handler import Weights
 from container.host.process import ChildProcess
@@ -37,7 +40,7 @@ from container.memory import probe, weights
 from container.memory.keeper import Keeper
 from container.memory.ledger import Ledger, Tier
 from container.metrics import Metrics
-from container.model import resolve
+from container.model import resolve, watch
 from container.model.dispatch import Dispatcher
 from container.model.lanes import Lanes
 from container.settings import Settings
@@ -103,9 +106,10 @@ class _Parts:
         self.models = Registry()
         metrics = Metrics()
         loaders = ThreadPoolExecutor(_LOADERS, "loader")
-        dispatcher = Dispatcher(
-            Lanes(min(cores, 4) if self.device == "cpu" else 1, _tune if self.device == "cpu" else None)
-        )
+        page = watch.Page(settings.run_dir / "page")
+        count = min(cores, 4) if self.device == "cpu" else 1
+        slots = [page.slot(index, os.getpid()) for index in range(count + 1)]
+        dispatcher = Dispatcher(Lanes(count, _tune if self.device == "cpu" else None, slots))
         self.keeper = Keeper(Ledger({Tier.DEVICE: limit}), lambda name: self.residence.sink(name), settings.eviction)
         self.residence = Residence(self.models, self.keeper)
         self.calls = Calls(settings, self.models, self.keeper.ledger, self.residence, metrics)
@@ -117,11 +121,24 @@ class _Parts:
             return weights.open_weights(folder, dtype, self.device, allow_pickle=settings.allow_pickle)
 
         lanes = LaneRunner(dispatcher, loaders, self.device, open_weights)
-        self.guests = ChildRunner(ChildProcess("guests", settings.run_dir, self.device))
-        self.guests.on_lost = self._lost
+        blocks = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS, watch.BLOCK))
+
+        def child(name: str, python: str = sys.executable, *, again: bool = False) -> ChildRunner:
+            process = ChildProcess(name, settings.run_dir, self.device, next(blocks), python)
+            made = ChildRunner(process, page, again=again)
+            made.on_lost = lambda names, inside, status: self.quarantine.on_lost(names, inside, how(status))
+            return made
+
+        self.guests = child("guests", again=True)
+        builders = ThreadPoolExecutor(1, "builder")
+        self.own = OwnRunner(child, builders, settings.state_dir / "environments", settings.state_limit)
+        self.quarantine = Quarantine(self.models, self.residence, self.calls, tell)
 
         def runner_of(manifest: Manifest) -> Runner:
-            return lanes if resolve.place_of(manifest) == "engine" else self.guests
+            place = resolve.place_of(manifest)
+            if place == "own" or (place == "guests" and self.quarantine.needs_own_process(manifest.model_dir)):
+                return self.own
+            return lanes if place == "engine" else self.guests
 
         self.loading = Loading(
             settings, self.models, self.keeper, self.residence, self.calls, runner_of, loaders, tell, metrics
@@ -133,11 +150,6 @@ class _Parts:
         model = self.models.get(name)
         if model is not None:
             self.calls.settled(model)
-
-    def _lost(self, names: list[str], status: int) -> None:
-        for model in self.models.all():
-            if model.name in names:
-                self.residence.lost(model)
 
 
 async def _load_first(parts: _Parts, first: list[m.Registered], tell: Callable[[m.Control], None]) -> None:
@@ -166,7 +178,7 @@ async def _run(settings: Settings, control: Control, registered: list[m.Register
     await ended.wait()
     first.cancel()
     server.close()
-    await parts.guests.stop()
+    await asyncio.gather(parts.guests.stop(), parts.own.stop())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

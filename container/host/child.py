@@ -27,7 +27,7 @@ from container.errors import BadRequest, Failure, ModelExists, ModelNotFound, Se
 from container.handler import Context
 from container.host.output import capture_output
 from container.lifeline import die_with_parent
-from container.model import guard, pipeline
+from container.model import guard, pipeline, watch
 from container.model.dispatch import Dispatcher, Ticket
 from container.model.lanes import Lanes
 from container.payload import Payload
@@ -37,6 +37,9 @@ from container.wire.api import Respond
 from container.wire.server import serve
 
 _log = log.get(__name__)
+
+#: An archive that loads for longer counts as hung; the engine's own patience is 350 s.
+LOAD_S = 345.0
 
 
 @dataclass(slots=True)
@@ -50,9 +53,10 @@ class _Guest:
 class Child:
     """The Service of one host child."""
 
-    def __init__(self, device: str, lanes: int) -> None:
+    def __init__(self, device: str, lanes: int, slots: list[watch.Slot]) -> None:
         self._device = device
-        self._dispatcher = Dispatcher(Lanes(lanes))
+        self._dispatcher = Dispatcher(Lanes(lanes, slots=slots[: lanes + 1]))
+        self._loading = slots[lanes + 1]
         self._guests: dict[str, _Guest] = {}
         self._tickets: dict[tuple[Respond, int], Ticket] = {}
         #: One loader: aliases in sys.modules and the pip guard are process-wide while an archive loads.
@@ -116,10 +120,13 @@ class Child:
         """Refuse: only the engine's models are attached to."""
         raise BadRequest("models are attached to at the engine, not in the process of their code")
 
-    @staticmethod
-    def _open(manifest: Manifest, context: Context) -> pipeline.Opened:
-        with log.bind(model=context.name):
-            return pipeline.open_model(manifest, context)
+    def _open(self, manifest: Manifest, context: Context) -> pipeline.Opened:
+        self._loading.enter("load", context.name, LOAD_S)
+        try:
+            with log.bind(model=context.name):
+                return pipeline.open_model(manifest, context)
+        finally:
+            self._loading.leave()
 
     async def unload(self, request: m.Unload) -> m.Unloaded:
         """Wait until nothing of the model runs, then drop it."""
@@ -159,11 +166,11 @@ class Child:
         return m.Status(request.id, "drained", self._device, os.getpid())
 
 
-async def _run(socket: Path, child_name: str, device: str, lanes: int) -> None:
+async def _run(socket: Path, child_name: str, device: str, lanes: int, slots: list[watch.Slot]) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
-    server = await serve(Child(device, lanes), socket)
+    server = await serve(Child(device, lanes, slots), socket)
     _log.info("%s is up", child_name)
     await ended.wait()
     server.close()
@@ -177,14 +184,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="guests", help="name in log lines")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
     parser.add_argument("--lanes", type=int, default=2, help="threads that run handlers")
+    parser.add_argument("--page", type=Path, required=True, help="the page that the supervisor watches")
+    parser.add_argument("--first-slot", type=int, required=True, help="this process's first place on it")
     options = parser.parse_args(argv)
     die_with_parent(options.parent)
     log.configure(options.name, Settings.of_process().log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
     capture_output()
     guard.take_baseline()
+    page = watch.Page(options.page)
+    slots = [page.slot(options.first_slot + index, os.getpid()) for index in range(options.lanes + 2)]
     try:
-        uvloop.run(_run(options.socket, options.name, options.device, options.lanes))
+        uvloop.run(_run(options.socket, options.name, options.device, options.lanes, slots))
     except ServingError as error:
         _log.error("%s", error)
         return 1

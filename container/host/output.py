@@ -35,5 +35,5 @@ def capture_output() -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(real)
-    sys.stdout = _Lines(logging.getLogger("print"), logging.INFO)  # type: ignore[assignment]
-    sys.stderr = _Lines(logging.getLogger("print.stderr"), logging.WARNING)  # type: ignore[assignment]
+    sys.stdout = _Lines(logging.getLogger("print"), logging.INFO)
+    sys.stderr = _Lines(logging.getLogger("print.stderr"), logging.WARNING)

@@ -24,8 +24,10 @@ _START_S = 60.0
 class ChildProcess:
     """One host child; ``start`` may be called again after ``on_death``."""
 
-    def __init__(self, name: str, run_dir: Path, device: str, python: str = sys.executable) -> None:
+    def __init__(self, name: str, run_dir: Path, device: str, first_slot: int, python: str = sys.executable) -> None:
         self.name = name
+        #: The pid of the process that was started last, dead or alive.
+        self.last_pid = 0
         self._socket = run_dir / f"{name}.sock"
         self._command = [
             python,
@@ -37,6 +39,10 @@ class ChildProcess:
             name,
             "--device",
             device,
+            "--page",
+            str(run_dir / "page"),
+            "--first-slot",
+            str(first_slot),
         ]
         self._environ = child_environment()
         self._process: asyncio.subprocess.Process | None = None
@@ -56,6 +62,7 @@ class ChildProcess:
         self._process = await asyncio.create_subprocess_exec(
             *self._command, "--parent", str(os.getpid()), stdin=subprocess.DEVNULL, env=self._environ, close_fds=True
         )
+        self.last_pid = self._process.pid
         client = self.client = Client(str(self._socket), "engine")
         self._watch = asyncio.get_running_loop().create_task(self._watch_for_death(self._process, client))
         async with asyncio.timeout(_START_S):

@@ -108,3 +108,12 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def process_bytes(pid: int) -> int:
+    """Return the bytes that go when process ``pid`` does: its own pages, and its share of memory files.
+
+    Mapped files do not count: they are page cache. 0 for a process that is gone.
+    """
+    rollup = meminfo(_read(Path(f"/proc/{pid}/smaps_rollup")))
+    return rollup.get("Pss_Anon", 0) + rollup.get("Pss_Shmem", 0)

@@ -22,6 +22,8 @@ from container.payload import Payload
 #: another thread and back costs more than the no-op (measured: 146 against 67 µs a call). One slow batch ends it.
 QUICK_S = 0.0005
 QUICK_RUNS = 100
+#: A batch may take this much longer than the time its callers wait, so that one they never saw late kills nothing.
+GRACE_S = 0.5
 #: Units of ``Handler.size`` in one run; tokens for texts. About what keeps two cores busy without hurting the tail.
 BUDGET = 4096
 
@@ -55,6 +57,7 @@ class _Station:
     handler: Handler
     max_items: int
     max_delay_s: float
+    timeout_s: float
     queue: deque[Ticket] = field(default_factory=deque)
     running: int = 0
     #: Expected seconds for one request, smoothed over the last batches.
@@ -76,9 +79,11 @@ class Dispatcher:
         self.on_idle: Callable[[str], None] = lambda name: None
         lanes.on_free = self.pump
 
-    def open(self, name: str, handler: Handler, max_items: int = 32, max_delay_ms: int = 0) -> None:
-        """Accept requests for ``name``."""
-        self._stations[name] = _Station(name, handler, max_items, max_delay_ms / 1000)
+    def open(
+        self, name: str, handler: Handler, max_items: int = 32, max_delay_ms: int = 0, timeout_s: float = 50.0
+    ) -> None:
+        """Accept requests for ``name``; a batch that runs for longer than ``timeout_s`` counts as hung."""
+        self._stations[name] = _Station(name, handler, max_items, max_delay_ms / 1000, timeout_s)
 
     def close(self, name: str) -> None:
         """Accept no more requests for ``name``; the caller has made sure that none waits or runs."""
@@ -173,7 +178,7 @@ class Dispatcher:
 
         payloads = [ticket.payload for ticket in tickets]
         steps = pipeline.answer(station.handler, payloads, BUDGET, station.max_items)
-        job = Job(station.name, steps, len(tickets), on_results, on_done)
+        job = Job(station.name, steps, len(tickets), on_results, on_done, station.timeout_s + GRACE_S)
         self._lanes.start(job, here=station.quick_runs >= QUICK_RUNS)
 
     def _settle_idle(self, station: _Station) -> None:

@@ -8,21 +8,26 @@ the job, never the lane.
 from __future__ import annotations
 
 import asyncio
+import mmap
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from container import log
 from container.errors import Failure, Internal
+from container.model import watch
 from container.payload import Payload
 
 _log = log.get(__name__)
 
 #: How long a job may hold a lane while others wait, in seconds; looked at between its steps.
 SLICE_S = 0.02
+
+#: Where lanes of tests and tools write, whom nobody watches.
+_NO_SLOT = watch.Slot(mmap.mmap(-1, mmap.PAGESIZE), 0, 0)
 
 Results = list[tuple[int, Payload | Failure]]
 
@@ -32,7 +37,8 @@ class Job:
     """One batch of one model on its way through a lane.
 
     steps: yields results as they are ready and None between steps. count: how many results are due in all.
-    on_results / on_done: called on the event loop; on_done gets the seconds spent in lanes.
+    on_results / on_done: called on the event loop; on_done gets the seconds spent in lanes. allowed_s: seconds after
+    which it counts as hung.
     """
 
     model: str
@@ -40,14 +46,20 @@ class Job:
     count: int
     on_results: Callable[[Results], None]
     on_done: Callable[[float], None]
+    allowed_s: float = 60.0
     busy_s: float = 0.0
     given: int = 0
 
 
 class Lanes:
-    """``count`` threads; all methods are called on the event loop that made it."""
+    """``count`` threads; all methods are called on the event loop that made it.
 
-    def __init__(self, count: int, tune: Callable[[int], None] | None = None) -> None:
+    slots: ``count`` + 1 places on the page that the supervisor reads; the last is for jobs on the event loop itself.
+    """
+
+    def __init__(
+        self, count: int, tune: Callable[[int], None] | None = None, slots: Sequence[watch.Slot] | None = None
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._paused: deque[Job] = deque()
@@ -60,8 +72,10 @@ class Lanes:
         self.gave_way = False
         #: Called whenever a lane has become free.
         self.on_free: Callable[[], None] = lambda: None
+        self._slots = slots or [_NO_SLOT] * (count + 1)
         for number in range(count):
-            threading.Thread(target=self._run, name=f"lane-{number}", daemon=True).start()
+            slot = self._slots[number]
+            threading.Thread(target=self._run, args=(slot,), name=f"lane-{number}", daemon=True).start()
 
     @property
     def free(self) -> int:
@@ -82,7 +96,7 @@ class Lanes:
         """Run ``job`` on a free lane; ``here``: on the event loop itself, for jobs known to take microseconds."""
         self._busy += 1
         if here:
-            results, paused, busy_s = self._advance(job)
+            results, paused, busy_s = self._advance(job, self._slots[self.count])
             self._loop.call_soon(self._back, job, results, paused, busy_s)
         else:
             self._jobs.put(job)
@@ -99,20 +113,22 @@ class Lanes:
         for _ in range(self.count):
             self._jobs.put(None)
 
-    def _run(self) -> None:
+    def _run(self, slot: watch.Slot) -> None:
         while (job := self._jobs.get()) is not None:
             if self._tune is not None:
                 self._tune(self._busy)
-            results, paused, busy_s = self._advance(job)
+            results, paused, busy_s = self._advance(job, slot)
             try:
                 self._loop.call_soon_threadsafe(self._back, job, results, paused, busy_s)
             except RuntimeError:  # the loop has closed: the process is going down
                 return
 
-    def _advance(self, job: Job) -> tuple[Results, bool, float]:
+    def _advance(self, job: Job, slot: watch.Slot) -> tuple[Results, bool, float]:
         """Return the results not reported yet, whether the job only made way, and the seconds this took."""
         started = time.perf_counter()
+        slot.enter("predict", job.model, job.allowed_s - job.busy_s)
         results, paused = self._run_steps(job, started)
+        slot.leave()
         return results, paused, time.perf_counter() - started
 
     def _run_steps(self, job: Job, started: float) -> tuple[Results, bool]:

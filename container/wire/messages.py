@@ -173,12 +173,17 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=39):
 
 
 class Registered(msgspec.Struct, frozen=True, array_like=True, tag=64):
-    """Engine to supervisor: ``name`` is registered. To a new engine: it was; ``manifest`` b"" = load it now."""
+    """Engine to supervisor: ``name`` is registered. To a new engine: it was; ``manifest`` b"" = load it now.
+
+    deaths: how often a process died inside its code. reason: why it is quarantined, "" if it is not.
+    """
 
     name: str
     url: str
     manifest: bytes = b""
     size_bytes: int = 0
+    deaths: int = 0
+    reason: str = ""
 
 
 class Forgotten(msgspec.Struct, frozen=True, array_like=True, tag=65):

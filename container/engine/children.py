@@ -1,0 +1,234 @@
+"""Models that run in host children: the one that guests share, and one of its own for each that needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+
+import msgspec
+
+from container import log
+from container.archive.manifest import Manifest
+from container.errors import Failure, LoadFailed, OutOfMemory, Restarting, ServingError
+from container.host import venv
+from container.host.process import ChildProcess
+from container.memory import probe, sizes
+from container.model import watch
+from container.model.dispatch import Ticket
+from container.payload import Payload
+from container.wire import messages as m
+
+_log = log.get(__name__)
+
+#: A child that is not up by then will not be.
+_UP_S = 30.0
+_RETRY_S = 1.0
+
+
+class ChildRunner:
+    """One host child and the models in it.
+
+    again: started again whenever it dies. ``on_lost`` is called after a death, when all requests in flight have
+    failed, with the models that were up, those whose code it died in, and the status.
+    """
+
+    def __init__(self, process: ChildProcess, page: watch.Page, *, again: bool) -> None:
+        self._process = process
+        self._page = page
+        self._again = again
+        self._here: set[str] = set()
+        self._in_flight: dict[str, int] = {}
+        self._up = asyncio.Event()
+        self._starting: asyncio.Task[None] | None = None
+        self._blamed: dict[str, ServingError] = {}
+        self.on_lost: Callable[[list[str], list[watch.Inside], int], None] = lambda names, inside, status: None
+        process.on_death = self._died
+
+    def start(self) -> None:
+        """Start the child in the background; whoever needs it waits."""
+        self._starting = asyncio.get_running_loop().create_task(self._start())
+
+    async def stop(self) -> None:
+        """End the child."""
+        if self._starting is not None:
+            self._starting.cancel()
+        pid = self._process.pid
+        await self._process.stop()
+        if pid is not None:
+            self._page.clear(pid)
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, None while there is none."""
+        return self._process.pid
+
+    def predict(self, manifest: Manifest) -> int:
+        """Return the bytes of the weight files; what the code makes of them is measured once it is loaded."""
+        return sizes.folder_bytes(Path(manifest.model_dir))
+
+    async def bring_up(self, name: str, manifest: Manifest) -> m.Loaded:
+        """Load in the child; one that dies of something else meanwhile is worth another try."""
+        request = m.Load(0, name, manifest.model_dir, msgspec.msgpack.encode(manifest))
+        self._blamed.pop(name, None)
+        for last in (False, True):
+            try:
+                async with asyncio.timeout(_UP_S):
+                    await self._up.wait()
+            except TimeoutError:
+                raise Restarting("the process for this model's code does not come up", retry_after_s=5.0) from None
+            client = self._process.client
+            try:
+                if client is not None:
+                    loaded = await client.call(request)
+                    assert isinstance(loaded, m.Loaded), loaded
+                    self._here.add(name)
+                    return loaded
+            except Restarting:
+                await asyncio.sleep(0)  # let the death be noticed, and its cause
+                if name in self._blamed:
+                    raise self._blamed.pop(name) from None
+                if last or not self._again:
+                    raise
+        raise Restarting("the process for this model's code died twice while it was loading", retry_after_s=5.0)
+
+    async def put_down(self, name: str) -> None:
+        """Drop in the child, which waits until nothing of it runs; a dead child has dropped it already."""
+        if name in self._here and self._process.client is not None:
+            self._here.discard(name)
+            try:
+                await self._process.client.call(m.Unload(0, name))
+            except Restarting:
+                _log.info("the child died while %s was leaving it", name)
+
+    def submit(self, name: str, ticket: Ticket) -> None:
+        """Send to the child."""
+        client = self._process.client
+        if client is None:
+            gone = Restarting("the process of this model's code is being restarted; try again", retry_after_s=1.0)
+            ticket.settle(gone.to_failure())
+            return
+        self._in_flight[name] = self._in_flight.get(name, 0) + 1
+
+        def on_result(result: Payload | Failure) -> None:
+            self._in_flight[name] -= 1
+            if not ticket.dropped:
+                ticket.dropped = True
+                ticket.settle(result)
+
+        cancel = client.forward(name, ticket.payload, ticket.deadline_s, on_result)
+
+        def on_drop() -> None:
+            cancel()  # no result will come; if it already runs, the child itself waits for its end before an unload
+            self._in_flight[name] -= 1
+
+        ticket.on_drop = on_drop
+
+    def busy(self, name: str) -> bool:
+        """Whether requests of ``name`` are in the child."""
+        return self._in_flight.get(name, 0) > 0
+
+    async def _start(self) -> None:
+        while True:
+            try:
+                await self._process.start()
+            except (TimeoutError, Restarting):
+                _log.error("the child %s did not come up; trying again", self._process.name)
+                self._process.kill()
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self._up.set()
+            return
+
+    def _died(self, status: int) -> None:
+        self._up.clear()
+        lost, self._here = sorted(self._here), set()
+        inside = self._page.clear(self._process.last_pid)
+        name = self._process.name
+        _log.error("the child %s died (%s) inside %s", name, how(status), [i.model for i in inside] or "nothing")
+        for each in inside:
+            if each.phase == "load":
+                self._blamed[each.model] = while_loading(each, status)
+        self.on_lost(lost, inside, status)
+        if self._again:
+            self.start()
+
+
+class OwnRunner:
+    """A child for each model: archives with requirements, with ``isolation: own``, and repeated offenders.
+
+    Its bytes are those of the whole process, and sinking ends it, so they are certain to come back.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[str, str], ChildRunner],
+        builders: Executor,
+        envs: Path,
+        envs_limit_bytes: int,
+    ) -> None:
+        self._make = make
+        self._builders = builders
+        self._envs = envs
+        self._envs_limit_bytes = envs_limit_bytes
+        self._children: dict[str, ChildRunner] = {}
+
+    def predict(self, manifest: Manifest) -> int:
+        """Return the bytes of the weight files; the process is measured once it is up."""
+        return sizes.folder_bytes(Path(manifest.model_dir))
+
+    async def bring_up(self, name: str, manifest: Manifest) -> m.Loaded:
+        """Build the environment if one is asked for, start the process, load, measure all of it."""
+        python, started = sys.executable, time.perf_counter()
+        if manifest.requirements:
+            work = functools.partial(venv.ensure, Path(manifest.requirements), self._envs, self._envs_limit_bytes)
+            python = await asyncio.get_running_loop().run_in_executor(self._builders, work)
+        built_ms = (time.perf_counter() - started) * 1e3
+        await self.put_down(name)
+        child = self._children[name] = self._make(f"own-{hashlib.sha256(name.encode()).hexdigest()[:12]}", python)
+        child.start()
+        loaded = await child.bring_up(name, manifest)
+        nbytes = max(loaded.bytes, probe.process_bytes(child.pid)) if child.pid is not None else loaded.bytes
+        return m.Loaded(0, nbytes, {"environment": round(built_ms, 3), **loaded.times_ms})
+
+    async def put_down(self, name: str) -> None:
+        """End the process of ``name``."""
+        child = self._children.pop(name, None)
+        if child is not None:
+            await child.stop()
+
+    def submit(self, name: str, ticket: Ticket) -> None:
+        """Send to the model's child."""
+        self._children[name].submit(name, ticket)
+
+    def busy(self, name: str) -> bool:
+        """Whether requests of ``name`` are in its child."""
+        child = self._children.get(name)
+        return child is not None and child.busy(name)
+
+    async def stop(self) -> None:
+        """End all of them."""
+        children, self._children = list(self._children.values()), {}
+        await asyncio.gather(*(child.stop() for child in children))
+
+
+def how(status: int) -> str:
+    """Return how a process ended, in words; ``status`` as asyncio gives it (negative: the signal)."""
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def while_loading(inside: watch.Inside, status: int) -> ServingError:
+    """Return what a process's death means for the model that was being loaded in it."""
+    if inside.deadline_s < time.monotonic():
+        return LoadFailed(f"model {inside.model!r} did not finish loading in time and its process was ended")
+    if status == -signal.SIGKILL:
+        return OutOfMemory(
+            f"the process that was loading model {inside.model!r} was killed from outside, most likely out of memory"
+        )
+    return LoadFailed(f"model {inside.model!r} ended its process while loading ({how(status)})")
