@@ -8,10 +8,10 @@ STAMP := $(VENV)/.setup-stamp
 TORCH := $(shell cat requirements/torch.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fix types bench image clean
+.PHONY: help setup demo test lint fix types bench image test-image lock clean
 
 help: ## list the verbs
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with everything (TORCH_INDEX_URL= for machines that need another index for torch)
 
@@ -44,6 +44,12 @@ bench: setup ## figures beside the neighbours' (bench/README.md)
 
 image: ## build the Docker image berth:dev (BASE_IMAGE= TORCH_INDEX_URL= EXTRAS=; docs/image.md)
 	@sh .ci/image.sh
+
+test-image: setup image ## what is pushed is what is tested: the image, run by a real engine
+	@$(BIN)/python -m pytest -m image tests/image
+
+lock: ## resolve requirements/*.lock again from pyproject.toml (UPGRADE=--upgrade)
+	@$(BIN)/python .ci/lock.py $(UPGRADE)
 
 clean: ## remove what make made, the environment included
 	rm -rf $(VENV) .demo .bench build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -71,7 +71,7 @@ def write(uv: str, lock: str, lines: list[str], upgrade: bool, without: set[str]
     if done.returncode:
         raise SystemExit(f"make lock: {lock}: {done.stderr.strip()}")
     text = done.stdout if done.stdout.strip() else target.read_text()
-    blocks = [block for block in re.findall(r"^[A-Za-z0-9].*?(?=^[A-Za-z0-9#]|\Z)", text, re.MULTILINE | re.DOTALL)]
+    blocks = re.findall(r"^[A-Za-z0-9].*?(?=^[A-Za-z0-9#]|\Z)", text, re.MULTILINE | re.DOTALL)
     kept = [block for block in blocks if name_of(block) not in without]
     target.write_text(HEAD + "".join(kept))
     return {name_of(block) for block in kept}
