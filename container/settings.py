@@ -149,6 +149,9 @@ class Settings:
     state_limit: int = _setting(
         "BERTH_STATE_LIMIT", size_bytes, 20 << 30, "bytes of environments kept in the state folder", "20GiB"
     )
+    door: Literal["http", "mms"] = _setting(
+        "BERTH_DOOR", _switch("http", "mms"), "http", "mms: multi-model-server's Java front (`serve --door mms`)"
+    )
     metrics_per_model: bool = _setting("BERTH_METRICS_PER_MODEL", _on_off, False, "a `model` label in /metrics", "off")
     log_level: str = _setting(
         "BERTH_LOG_LEVEL", _switch("debug", "info", "warning", "error"), "info", "least level that is logged"

@@ -38,6 +38,8 @@ STOP_S = 25.0
 FRONT_STOP_S = 21.0
 #: How often the page is read.
 WATCH_S = 0.25
+#: BERTH_DOOR -> the program that speaks HTTP.
+FRONTS = {"http": "container.front.main", "mms": "container.mms.door"}
 #: More engine deaths than this within the window: the instance is not worth keeping, /ping says so.
 DEATHS, WINDOW_S = 3, 300.0
 #: The front is started again after this long; one that dies sooner than it lived to answer ends the server.
@@ -138,7 +140,7 @@ class Supervisor:
             _log.error("the engine died before it took the registry over: %s", error)
 
     def _start_front(self) -> None:
-        command = [sys.executable, "-m", "container.front.main", "--parent", str(os.getpid())]
+        command = [sys.executable, "-m", FRONTS[self._settings.door], "--parent", str(os.getpid())]
         self._front_pid = self._spawn(command)
         self._front_born_s = time.monotonic()
 
@@ -221,6 +223,11 @@ class Supervisor:
         )
         if len(self._engine_deaths) > DEATHS and now - self._engine_deaths[0] < WINDOW_S:
             self._unhealthy.write_text(f"the engine died {len(self._engine_deaths)} times within {WINDOW_S:.0f} s")
+            if self._settings.door == "mms":
+                _log.error("giving up: Java's /ping cannot tell the platform that this instance is not worth keeping")
+                self._status = 1
+                self._stop()
+                return
         if len(self._engine_deaths) > 1 and now - self._engine_deaths[-2] < 1.0:
             time.sleep(1.0)  # an engine that dies at once must not fill the log
         if not self._front_pid and len(self._engine_deaths) > DEATHS:
@@ -231,6 +238,7 @@ class Supervisor:
         self._start_engine()
 
     def _front_died(self, died: os.waitid_result) -> None:
+        self._signal(self._front_pid, signal.SIGKILL, group=True)  # what it may have left, Java's workers for one
         self._front_pid = 0
         if self._stop_by_s is not None:
             return

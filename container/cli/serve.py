@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=Path, metavar="DIR", help="folder of models to load at start (BERTH_MODELS)")
     parser.add_argument("--port", type=int, help="port to listen on (SAGEMAKER_BIND_TO_PORT)")
     parser.add_argument("--host", help="address to listen on (BERTH_HOST)")
+    parser.add_argument("--door", choices=["http", "mms"], help="mms: multi-model-server's Java front (BERTH_DOOR)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
         changes["SAGEMAKER_BIND_TO_PORT"] = str(options.port)
     if options.host is not None:
         changes["BERTH_HOST"] = options.host
+    if options.door is not None:
+        changes["BERTH_DOOR"] = options.door
     settings = Settings.of_process(**changes)
     log.configure("supervisor", settings.log_level)
     try:
@@ -55,6 +58,8 @@ def _first_models(settings: Settings) -> list[m.Registered]:
     single = settings.base_dir / "model"
     if not settings.multi_model and single.is_dir() and any(single.iterdir()):
         first.append(m.Registered("model", str(single)))
+    if settings.models_dir is not None and settings.door == "mms":
+        raise BadSetting("--models (BERTH_MODELS) has no meaning at the mms door: Java lists only what it has loaded")
     if settings.models_dir is not None:
         if not settings.models_dir.is_dir():
             raise BadSetting(f"BERTH_MODELS={str(settings.models_dir)!r} is not a folder")
