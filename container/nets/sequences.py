@@ -25,9 +25,9 @@ def end_to_end(sequences: Sequence[Sequence[int]], pack: Pack) -> Tensor:
 
 
 def positions(pack: Pack) -> Tensor:
-    """Return each token's position in its own sequence: [rows] int64 on the CPU."""
-    parts = [np.tile(np.arange(length), count) for count, length in (*pack.groups, (1, pack.filler))]
-    return torch.from_numpy(np.concatenate(parts))
+    """Return each token's position in its own sequence, 0 in the filler: [rows] int64 on the CPU."""
+    parts = [np.tile(np.arange(length), count) for count, length in pack.groups]
+    return torch.from_numpy(np.concatenate([*parts, np.zeros(pack.filler, dtype=np.int64)]))
 
 
 def side_by_side(sequences: Sequence[Sequence[int]], pack: Pack) -> tuple[Tensor, Tensor | None]:

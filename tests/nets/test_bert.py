@@ -56,21 +56,33 @@ def test_padding_changes_no_real_token():
     torch.testing.assert_close(ours(model, ids, mask)[mask.bool()], theirs[mask.bool()], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("runs", [bert.packed_runs, bert.padded_runs])
 @torch.inference_mode()
-def test_packed_texts_come_out_as_each_does_alone():
+def test_texts_of_all_lengths_come_out_as_each_does_alone(runs):
     model = tiny()
     weights = model.state_dict()
     layout = bert.layout_of(bert.read(fields(model)), weights)
     texts = [torch.randint(0, 120, (length,)).tolist() for length in (5, 30, 1, 5, 17, 40, 2)]
     types = [torch.randint(0, 2, (len(text),)).tolist() for text in texts]
     found = {}
-    for indices, hidden in bert.encode(weights, layout, texts, types):
+    for indices, hidden in runs(weights, layout, texts, types):
         assert hidden.shape == (len(indices), len(texts[indices[0]]), 48)
         found.update(zip(indices, hidden, strict=True))
     assert sorted(found) == list(range(len(texts)))
     for index, text in enumerate(texts):
         alone = model(input_ids=torch.tensor([text]), token_type_ids=torch.tensor([types[index]])).last_hidden_state[0]
         torch.testing.assert_close(found[index], alone, atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_the_filler_of_a_run_may_be_longer_than_the_model_has_positions():
+    model = tiny(max_position_embeddings=5)
+    weights = model.state_dict()
+    layout = bert.layout_of(bert.read(fields(model)), weights)
+    texts = [[1, 2, 3, 4, 5]] * 65  # 325 tokens, filled up to 384
+    (part,) = [hidden for _, hidden in bert.encode(weights, layout, texts)]
+    theirs = model(input_ids=torch.tensor(texts)).last_hidden_state
+    torch.testing.assert_close(part, theirs, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
