@@ -18,8 +18,9 @@ import logging
 import sys
 import threading
 import types
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,24 +95,32 @@ def _walk(value: Any, leaf: Callable[[Any], bool]) -> Iterator[Any]:
         level = below
 
 
-def _finds(value: Any) -> tuple[list[nn.Module], list[Tensor], list[Any]]:
-    """Modules (outermost), tensors outside of them, and Hugging Face pipelines held by ``value``."""
-    torch = _torch()
-    if torch is None:
-        return [], [], []
-    ends = (torch.nn.Module, torch.Tensor)
-    modules: list[nn.Module] = []
-    tensors: list[Tensor] = []
-    pipelines: list[Any] = []
-    for each in _walk(value, lambda held: isinstance(held, ends)):
-        if isinstance(each, torch.nn.Module):
-            modules.append(each)
-        elif isinstance(each, torch.Tensor):
-            tensors.append(each)
+class _Found(NamedTuple):
+    """What ``value`` holds: outermost modules, tensors outside of them, Hugging Face pipelines, numpy arrays."""
+
+    modules: list[nn.Module]
+    tensors: list[Tensor]
+    pipelines: list[Any]
+    arrays: list[Any]
+
+
+def _finds(value: Any) -> _Found:
+    torch, numpy = _torch(), sys.modules.get("numpy")
+    modules: Any = () if torch is None else torch.nn.Module
+    tensors: Any = () if torch is None else torch.Tensor
+    arrays: Any = getattr(numpy, "ndarray", ())
+    found = _Found([], [], [], [])
+    for each in _walk(value, lambda held: isinstance(held, (modules, tensors, arrays))):
+        if isinstance(each, modules):
+            found.modules.append(each)
+        elif isinstance(each, tensors):
+            found.tensors.append(each)
+        elif isinstance(each, arrays):
+            found.arrays.append(each)
         elif _is_pipeline(each):
-            pipelines.append(each)
-    inner = {id(part) for module in modules for part in module.modules() if part is not module}
-    return [module for module in modules if id(module) not in inner], tensors, pipelines
+            found.pipelines.append(each)
+    inner = {id(part) for module in found.modules for part in module.modules() if part is not module}
+    return found._replace(modules=[module for module in found.modules if id(module) not in inner])
 
 
 def _is_pipeline(value: Any) -> bool:
@@ -122,18 +131,18 @@ def _is_pipeline(value: Any) -> bool:
 
 def find_modules(value: Any) -> list[nn.Module]:
     """Return the outermost modules inside ``value``: module, dict, list, tuple, object, closure, pipeline; nested."""
-    return _finds(value)[0]
+    return _finds(value).modules
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    modules, tensors, _ = _finds(value)
-    for module in modules:
+    found = _finds(value)
+    for module in found.modules:
         yield from module.parameters()
         yield from module.buffers()
-    yield from tensors
+    yield from found.tensors
 
 
 def _strided(tensor: Any) -> list[Any]:
@@ -152,13 +161,26 @@ def _strided(tensor: Any) -> list[Any]:
 
 
 def measure(value: Any) -> int:
-    """Return the bytes of all tensors inside ``value``, each storage once, tied and sliced ones too."""
+    """Return the bytes of all tensors and arrays inside ``value``, each storage once, tied and sliced ones too."""
     storages: dict[tuple[str, int], int] = {}
+    for array in _finds(value).arrays:
+        whole = array
+        while isinstance(whole.base, type(array)):
+            whole = whole.base
+        if whole.base is None:  # else it lies in a file that is mapped, or in a tensor
+            storages["cpu", whole.ctypes.data] = whole.nbytes
     for tensor in _tensors(value):
         for part in _strided(tensor):
             storage = part.untyped_storage()
             storages[str(part.device), storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
+
+
+def watch(value: Any) -> Callable[[], bool]:
+    """Return a function that says whether all modules, tensors and arrays now inside ``value`` are gone from memory."""
+    found = _finds(value)
+    watched = [weakref.ref(each) for each in (*found.modules, *found.tensors, *found.arrays)]
+    return lambda: all(each() is None for each in watched)
 
 
 def opaque(value: Any) -> bool:
@@ -285,9 +307,9 @@ def place(value: Any, device: str) -> None:
     torch = _torch()
     if torch is None:
         return
-    modules, _, pipelines = _finds(value)
+    found = _finds(value)
     target = torch.device(device)
-    for module in modules:
+    for module in found.modules:
         ferry = module.__dict__.get("_berth_ferry")
         if ferry is None and target.type == "cpu":
             continue
@@ -299,5 +321,5 @@ def place(value: Any, device: str) -> None:
                 module.__dict__["generate"] = types.MethodType(_generate, module)
         module.to(target)
         ferry.device = None if target.type == "cpu" else target
-    for pipeline in pipelines:
+    for pipeline in found.pipelines:
         pipeline.device = target

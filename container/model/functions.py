@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -139,7 +139,7 @@ def _as_pipeline(value: Any, model: Any) -> Any:
 class ScriptHandler(Handler):
     """The functions of one script. ``stock`` makes the folder's built-in handler, None where there is none."""
 
-    batched: ClassVar[bool] = False
+    batched = False
 
     def __init__(self, module: ModuleType, stock: Callable[[], Handler] | None = None) -> None:
         self.model: Any = None

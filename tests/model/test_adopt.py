@@ -76,6 +76,19 @@ def test_each_storage_counts_once():
     assert adopt.measure(torch.zeros(8, dtype=torch.int8)[2:4]) == 8
 
 
+def test_numpy_arrays_count_too_but_not_views_maps_or_what_a_tensor_holds(tmp_path):
+    import numpy as np
+
+    table = np.zeros((10, 10), np.float32)
+    (tmp_path / "map").write_bytes(bytes(800))
+    mapped = np.memmap(tmp_path / "map", np.float32)
+    shared = torch.zeros(5)
+    assert adopt.measure({"a": table, "b": [table[2:], table.T]}) == 400
+    assert adopt.measure([mapped, mapped[1:], np.asarray(mapped)]) == 0
+    assert adopt.measure([shared, shared.numpy()]) == 20
+    assert adopt.measure([torch.from_numpy(table), table]) == 400
+
+
 def test_sparse_and_meta_tensors_are_measured_by_what_they_hold():
     assert adopt.measure(torch.eye(4).to_sparse()) == 4 * 4 + 2 * 4 * 8
     with pytest.warns(UserWarning, match="beta state"):

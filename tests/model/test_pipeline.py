@@ -370,6 +370,22 @@ def test_a_model_kept_in_a_global_is_measured_and_freed(opened):
     assert kept() is None
 
 
+def test_a_model_in_a_circle_is_freed_by_close_too(write_archive, opened):
+    code = (
+        "import torch\n"
+        "def model_fn(d):\n    net = torch.nn.Linear(7, 7)\n    net.owner = [net]\n    return net\n"
+        "def predict_fn(x, m): return x\n"
+    )
+    model = opened(write_archive({"code/inference.py": code}))
+    net = weakref.ref(model.handler.model)
+    gc.disable()
+    try:
+        model.close()
+        assert net() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize(
     ("archive", "error", "text"),
     [
