@@ -1,0 +1,60 @@
+"""The handler that the guide shows is a handler that works."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from container.archive.manifest import Manifest
+from container.errors import BadInput
+from container.handler import Context
+from container.model.resolve import TASKS, resolve
+from tests.handlers.models import ask, payload
+
+README = Path(__file__).parents[2] / "handlers" / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def doubler():
+    names = {}
+    exec(BLOCKS[0], names)
+    return names["Doubler"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "scale.json").write_text('{"scale": 2}')
+    return tmp_path
+
+
+def test_the_first_example_answers_as_its_name_says(doubler, folder):
+    handler = doubler()
+    handler.load(folder, Context("doubler"))
+    assert ask(handler, {"inputs": [1.5, 2]}) == [3, 4]
+    several = [handler.decode(payload({"inputs": each})) for each in ([1], [2, 3])]
+    assert [output.tolist() for output in handler.predict(several)] == [[2], [4, 6]]
+    with pytest.raises(BadInput):
+        handler.decode(payload({"input": [1]}))
+
+
+def test_trying_it_without_a_server_prints_the_answer(doubler, folder, capsys, monkeypatch):
+    (folder / "my-model").mkdir()
+    (folder / "my-model" / "scale.json").write_text('{"scale": 2}')
+    monkeypatch.chdir(folder)
+    exec(BLOCKS[1], {"Doubler": doubler, "Path": Path, "Context": Context})
+    assert capsys.readouterr().out == "b'[3.0,4.0]'\n"
+
+
+def test_every_task_that_can_be_reached_is_in_the_table():
+    for task, target in TASKS.items():
+        file = target.partition(":")[0].rpartition(".")[2]
+        assert f"`{file}.py`" in README.read_text()
+        assert type(resolve(Manifest(kind="folder", model_dir="", task=task), None)).task == task
+
+
+def test_examples_in_json_are_as_callers_would_write_them():
+    for task in ("embeddings", "text_classification", "text_generation"):
+        example = type(resolve(Manifest(kind="folder", model_dir="", task=task), None)).example
+        assert json.loads(example.body)["inputs"]
