@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,11 +21,17 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def free_port(*, low: bool = False) -> int:
+    """A port that is free now; low: one that multi-model-server takes, under 32,767."""
+    for port in random.sample(range(20_000, 32_000), 50) if low else [0]:
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found: int = sock.getsockname()[1]
+            return found
+    raise AssertionError("no free port between 20000 and 32000")
 
 
 class Server:
@@ -32,7 +39,7 @@ class Server:
 
     def __init__(self, base: Path, *arguments: str, **environ: str) -> None:
         self.base = base
-        self.port = free_port()
+        self.port = free_port(low=environ.get("BERTH_DOOR") == "mms")
         self.log_path = base / "server.log"
         (base / "models").mkdir(parents=True, exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("BERTH_", "SAGEMAKER_"))}
