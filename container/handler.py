@@ -58,8 +58,6 @@ class Handler:
     reentrant: bool = False
     #: False when one call serves one request; ``predict`` is then given batches of one. ``load`` may decide.
     batched: bool = True
-    #: Bytes of weights that are neither modules nor tensors (an ONNX session, a library's own); set by ``load``.
-    unseen_bytes: int = 0
     #: The name the model is registered under; set by berth before ``load``, shown in log lines.
     registered_name: str = ""
     #: Bytes of weights that are not torch's, which berth cannot see for itself; ``load`` may set it.

@@ -29,6 +29,7 @@ TASKS = {
     "image_classification": "handlers.image_classification:ImageClassification",
     "text_classification": "handlers.text_classification:TextClassification",
     "tabular": "handlers.tabular:Tabular",
+    "tensors": "handlers.tensors:Tensors",
 }
 #: Architecture -> the task whose handler computes it with a network of ours, without its transformers class.
 NATIVE = {
@@ -71,7 +72,7 @@ def resolve(manifest: Manifest, namespace: Namespace | None) -> Handler:
 
     Raises BadArchive for what is missing or not known, and whatever the archive's modules raise when imported.
     """
-    if manifest.kind in ("folder", "tabular"):
+    if manifest.kind in ("folder", "tabular", "triton"):
         return _task_class(manifest.task)()
     if manifest.kind in ("script", "handler"):
         assert namespace is not None, f"a {manifest.kind} has code"

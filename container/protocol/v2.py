@@ -144,6 +144,14 @@ def write(reply: Reply) -> tuple[bytes, str]:
     return b"".join([encoded, *blobs]), v2_binary.content_type(len(encoded))
 
 
+def write_request(inputs: list[Tensor]) -> tuple[bytes, str]:
+    """Return a request with ``inputs`` as JSON, and its media type. Raises NotAcceptable for BYTES that are no text."""
+    given = [
+        {"name": each.name, "shape": each.shape, "datatype": each.datatype, "data": _to_json(each)} for each in inputs
+    ]
+    return msgspec.json.encode({"inputs": given}), JSON
+
+
 def _decode(head: bytes) -> _Request:
     try:
         return _REQUEST.decode(head)
