@@ -66,9 +66,12 @@ choose_base
 choose_torch
 version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' container/__init__.py)
 revision=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+# SageMaker takes docker's media types and no index: buildx would add attestations, and with them one.
+plain="--platform linux/amd64"
+if docker buildx version >/dev/null 2>&1; then plain="$plain --provenance=false --sbom=false --output type=docker"; fi
 echo "== $IMAGE from $base"
 began=$(date +%s)
-if ! docker build --network=host -t "$IMAGE" --build-arg BASE_IMAGE="$base" --build-arg TORCH_INDEX_URL="$index" \
+if ! docker build $plain --network=host -t "$IMAGE" --build-arg BASE_IMAGE="$base" --build-arg TORCH_INDEX_URL="$index" \
     --build-arg EXTRAS="${EXTRAS:-}" --build-arg VERSION="$version" --build-arg REVISION="$revision" . >build.log 2>&1; then
     tail -25 build.log >&2
     fail "docker build failed (build.log)"
