@@ -19,8 +19,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -84,24 +83,11 @@ def _build(name: str, model: Model, folder: Path) -> Built:
     if archive.exists() and note.exists() and note.read_text() == recipe:
         return Built(name, archive, fresh=False)
     say(f"  building {archive.name}")
-    with tempfile.TemporaryDirectory(prefix="berth-demo-") as made, _one_thread():
+    with tempfile.TemporaryDirectory(prefix="berth-demo-") as made:
         model.fill(Path(made))
         pack(Path(made), archive)
     note.write_text(recipe)
     return Built(name, archive, fresh=True)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Train on one thread: the models are small, two threads gain little and lose much on a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _recipe(model: Model) -> str:

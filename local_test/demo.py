@@ -11,6 +11,7 @@ each other, and stops what it started. Exit code 1 when an answer is wrong or so
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -21,11 +22,13 @@ from types import FrameType
 from local_test import archives
 from local_test import demo_checks as checks
 from local_test.demo_session import Session, run
+from local_test.learning import NotLearnt
 from local_test.processes import ROOT, NotStarted, Process, free_port
 from local_test.terminal import heading, say
 
 ARCHIVES = ROOT / ".demo" / "archives"
 _ENDPOINT = "demo"
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main() -> int:
@@ -33,21 +36,18 @@ def main() -> int:
     if len(sys.argv) > 1:
         print((__doc__ or "").strip())
         return 0 if sys.argv[1] in ("-h", "--help") else 2
-    signal.signal(signal.SIGTERM, _leave)
+    for number in _ENDINGS:
+        signal.signal(number, _leave)
     keep = os.environ.get("KEEP", "") not in ("", "0")
-    heading("1. Archives")
-    built = archives.build_all(ARCHIVES)
-    for each in built:
-        state = "built" if each.fresh else "kept from an earlier run"
-        say(f"  {os.path.relpath(each.file)}  {each.file.stat().st_size / 2**20:.1f} MiB, {state}")
     try:
+        built = _build()
         with ExitStack() as stack:
             session = _start(stack, built)
             wrong = run(session)
             if keep:
                 _say_how_to_talk(session)
                 stack.pop_all()
-    except NotStarted as error:
+    except (NotLearnt, NotStarted) as error:
         say(f"\n{error}")
         return 1
     except KeyboardInterrupt:
@@ -60,10 +60,21 @@ def main() -> int:
     return 1 if wrong else 0
 
 
+def _build() -> list[archives.Built]:
+    """Build or find the archives. Raises NotLearnt."""
+    heading("1. Archives")
+    built = archives.build_all(ARCHIVES)
+    for each in built:
+        state = "built" if each.fresh else "kept from an earlier run"
+        say(f"  {os.path.relpath(each.file)}  {each.file.stat().st_size / 2**20:.1f} MiB, {state}")
+    return built
+
+
 def _start(stack: ExitStack, built: list[archives.Built]) -> Session:
     """Start server and stand-in; ``stack`` stops them. Raises NotStarted."""
     heading("2. Server and endpoint")
-    place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="berth-demo-", ignore_cleanup_errors=True)))
+    place = Path(tempfile.mkdtemp(prefix="berth-demo-"))
+    stack.callback(shutil.rmtree, place, ignore_errors=True)
     base, port = place / "ml", free_port()
     (base / "models").mkdir(parents=True)
     limit = checks.memory_limit([archives.weights_bytes(each.file) for each in built])
@@ -111,11 +122,13 @@ def _say_how_to_talk(session: Session) -> None:
     local_test/predict.sh -u {session.endpoint_url} -e {session.endpoint} prose.tar.gz local_test/payloads/prose.json
 
   The server itself:  curl {session.server_url}/models        logs: {session.place}
-  To stop both:       kill {pids}""")
+  To stop both:       kill {pids}; rm -r {session.place}""")
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt  # so that the stack is unwound as for Ctrl-C
+    for number in _ENDINGS:
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not cut the clearing up short
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -168,12 +168,11 @@ def _compare(session: Session, before: dict[str, dict[str, Any]], after: dict[st
         then, tier = (each.get("tier", "not loaded") for each in (before[key], now))
         rows.append([key, now.get("state", "unknown"), f"{size / 2**20:.1f}", then, tier])
     table(rows)
-    sank = before["sentences.tar.gz"].get("tier"), after["sentences.tar.gz"].get("tier")
-    session.judge(
-        sank[0] == "device" and sank[1] not in ("device", None), f"memory: sentences went from {sank[0]} to {sank[1]}"
-    )
-    tier = after["prose.tar.gz"].get("tier")
-    session.judge(tier == "device", f"memory: prose is on the {tier}")
+    then, now_at = (each["sentences.tar.gz"].get("tier", "not loaded") for each in (before, after))
+    sank = then == "device" and now_at not in ("device", "not loaded")
+    session.judge(sank, f"memory: sentences sank from {then} to {now_at}")
+    tier = after["prose.tar.gz"].get("tier", "not loaded")
+    session.judge(tier == "device", f"memory: prose is on {tier}")
 
 
 def _times(session: Session) -> None:

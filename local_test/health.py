@@ -38,7 +38,11 @@ class Health:
     def wait_in_service(self) -> bool:
         """Ask every quarter of a second until the first good round; False when start-up took too long."""
         deadline = time.monotonic() + self._limits.startup_s
+        told = ""
         while not self.round():
+            if self.reason != told:
+                told = self.reason
+                log.info("waiting for %s: %s", self.instance.container.url, told)
             if time.monotonic() > deadline or self._stop.wait(0.25):
                 return False
         return True

@@ -27,13 +27,14 @@ class Process:
 
     def __init__(self, what: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self.what, self.log = what, log
-        with log.open("wb") as stderr:
+        self._output = log.with_suffix(".out")  # files, not pipes: the process may outlive the demo (KEEP=1)
+        with log.open("wb") as stderr, self._output.open("wb") as stdout:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 cwd=ROOT,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
             )
@@ -50,13 +51,18 @@ class Process:
             time.sleep(0.05)
         raise NotStarted(f"{self.what} did not answer {url} within {within_s:g} s:\n{self.last_words()}")
 
-    def first_line(self) -> str:
-        """Return the first line it prints. Raises NotStarted when it ends without one."""
-        assert self._child.stdout is not None
-        line = self._child.stdout.readline().decode().strip()
-        if not line:
-            raise NotStarted(f"{self.what} ended with {self._child.wait()}:\n{self.last_words()}")
-        return line
+    def first_line(self, within_s: float = 60.0) -> str:
+        """Return the first line it prints. Raises NotStarted when it ends without one, or takes too long."""
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            ended = self._child.poll()
+            line, end, _ = self._output.read_text(errors="replace").partition("\n")
+            if end:
+                return line
+            if ended is not None:
+                raise NotStarted(f"{self.what} ended with {ended}:\n{self.last_words()}")
+            time.sleep(0.05)
+        raise NotStarted(f"{self.what} said nothing within {within_s:g} s:\n{self.last_words()}")
 
     def last_words(self, lines: int = 15) -> str:
         """Return the end of its log."""
@@ -72,12 +78,6 @@ class Process:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._child.wait()
-        self.detach()
-
-    def detach(self) -> None:
-        """Let go of it without stopping it."""
-        assert self._child.stdout is not None
-        self._child.stdout.close()
 
 
 def free_port() -> int:

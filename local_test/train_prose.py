@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
+from local_test.learning import NotLearnt, one_thread
 from local_test.terminal import Progress
 
 TEXT = Path(__file__).parent / "texts" / "alice.txt"
@@ -37,10 +38,6 @@ class Recipe:
     steps: int = 260
     rate: float = 3e-3
     seed: int = 0
-
-
-class NotLearnt(Exception):
-    """The trained model does not know its text."""
 
 
 def train(text: str, folder: Path, recipe: Recipe) -> None:
@@ -65,7 +62,8 @@ def train(text: str, folder: Path, recipe: Recipe) -> None:
         eos_token_id=end,
     )
     model: Any = GPT2LMHeadModel(config)
-    _fit(model, ids, recipe)
+    with one_thread():
+        _fit(model, ids, recipe)
     model.eval()
     _check(model, ids)
     disable_progress_bar()  # type: ignore[no-untyped-call] # of writing one small file

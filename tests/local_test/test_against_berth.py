@@ -3,6 +3,7 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import boto3
 import pytest
@@ -56,10 +57,13 @@ def served(tmp_path_factory, write_archive):
         "BERTH_EVICTION": "platform",
     }
     url = f"http://127.0.0.1:{port}"
-    server = Process("the server", ["container", "serve"], {**os.environ, **own}, place / "server.log")
     arguments = ["--models", str(place / "prefix"), "--base", str(place / "ml"), "--container", url]
-    endpoint = Process("the endpoint", ["local_test.endpoint", *arguments], os.environ, place / "endpoint.log")
-    try:
+    with ExitStack() as stack:
+        server = Process("the server", ["container", "serve"], {**os.environ, **own}, place / "server.log")
+        stack.callback(server.stop)
+        server.wait_ready(f"{url}/ping", 60)
+        endpoint = Process("the endpoint", ["local_test.endpoint", *arguments], os.environ, place / "endpoint.log")
+        stack.callback(endpoint.stop)
         client = boto3.client(
             "sagemaker-runtime",
             endpoint_url=endpoint.first_line(),
@@ -68,11 +72,8 @@ def served(tmp_path_factory, write_archive):
             aws_secret_access_key="local",
             config=Config(retries={"total_max_attempts": 1}, max_pool_connections=20),
         )
+        stack.callback(client.close)
         yield client, place
-        client.close()
-    finally:
-        endpoint.stop()
-        server.stop()
 
 
 def ask(client, target, words="hello"):

@@ -5,25 +5,17 @@ import json
 import tarfile
 
 import pytest
-import torch
 from PIL import Image
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
 from local_test import archives, demo_checks, train_digits, train_prose
+from local_test.learning import NotLearnt
 
 PAYLOADS = train_prose.TEXT.parent.parent / "payloads"
 RHYME = (
     "Twinkle, twinkle, little star, how I wonder what you are! Up above the world so high, like a diamond in the sky."
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_writer_knows_its_text_by_heart(tmp_path):
@@ -40,7 +32,7 @@ def test_a_writer_knows_its_text_by_heart(tmp_path):
 
 def test_a_writer_that_has_not_learnt_is_not_saved(tmp_path):
     recipe = train_prose.Recipe(vocabulary=300, width=32, layers=1, window=64, steps=1)
-    with pytest.raises(train_prose.NotLearnt, match="train it longer"):
+    with pytest.raises(NotLearnt, match="train it longer"):
         train_prose.train(RHYME, tmp_path, recipe)
     assert list(tmp_path.iterdir()) == []
 
