@@ -24,13 +24,13 @@ from container.archive.triton import read_config
 from container.errors import BadAnswer, BadInput, MediaType, ModelNotFound
 from container.handler import Context, Handler
 from container.payload import JSON, Payload
-from container.protocol import dtypes, media, v2, v2_binary
+from container.protocol import dtypes, media, v2, v2_binary, v2_header
 from container.protocol.v2 import Tensor
 from handlers.graphs import Graph, open_graph
 
 _log = log.get(__name__)
 
-_READ = (JSON, "application/octet-stream", v2.MEDIA_TYPE, v2_binary.MEDIA_TYPE)
+_READ = (JSON, "application/octet-stream", v2_header.JSON_TYPE, v2_header.BINARY_TYPE)
 #: The platform's name of a single model, which means nothing to whoever calls it.
 _SINGLE = "model"
 _TARGET = "x-amzn-sagemaker-target-model"

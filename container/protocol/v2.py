@@ -20,12 +20,9 @@ import numpy as np
 
 from container.errors import BadInput, BadRequest, NotAcceptable
 from container.payload import JSON
-from container.protocol import dtypes, v2_binary
+from container.protocol import dtypes, v2_binary, v2_header
 
 Array = np.ndarray[Any, Any]
-
-#: What the front calls a JSON body that came on /v2, so that models of every kind know it for what it is.
-MEDIA_TYPE = "application/vnd.kserve.v2+json"
 
 _MAX_DEPTH = 33
 _SPACE = b" \t\r\n"
@@ -96,7 +93,7 @@ _REQUEST = msgspec.json.Decoder(_Request)
 
 def read(body: bytes, content_type: str) -> Request:
     """Return the Request in ``body``, binary if ``content_type`` says so, else JSON. Raises BadRequest, BadInput."""
-    size = v2_binary.header_size(content_type)
+    size = v2_header.header_size(content_type)
     if size == 0:
         return Request([], binary=True, raw=body)
     head, rest = (body, memoryview(b"")) if size is None else v2_binary.split(body, size)
@@ -141,7 +138,7 @@ def write(reply: Reply) -> tuple[bytes, str]:
     encoded = msgspec.json.encode({**head, "outputs": outputs})  # NaN and infinities become null, as everywhere here
     if not blobs:
         return encoded, JSON
-    return b"".join([encoded, *blobs]), v2_binary.content_type(len(encoded))
+    return b"".join([encoded, *blobs]), v2_header.content_type(len(encoded))
 
 
 def write_request(inputs: list[Tensor]) -> tuple[bytes, str]:

@@ -1,7 +1,6 @@
 """Tensors as bytes behind a JSON header: the binary tensor data extension of the KServe v2 protocol. Pure.
 
-    <N bytes of JSON><tensor><tensor>...     N: ``json-header-size`` of the media type that SageMaker lets through, or
-                                             the header ``Inference-Header-Content-Length`` on plain HTTP; 0 = all raw
+    <N bytes of JSON><tensor><tensor>...     N: see ``v2_header``
 
 Tensors lie in the order in which the JSON names them: little-endian, row-major, unpadded; BOOL a byte; an element of
 BYTES is four bytes of length and then itself. Sizes are believed in nothing: what is promised is compared with what is
@@ -11,7 +10,6 @@ there before anything is allocated. Source: Triton's docs/protocol/extension_bin
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -23,44 +21,8 @@ from container.protocol import dtypes
 
 Array = np.ndarray[Any, Any]
 
-#: Media type of a body with binary tensors, in both directions; its one parameter is the size of the JSON part.
-MEDIA_TYPE = "application/vnd.sagemaker-triton.binary+json"
-PARAMETER = "json-header-size"
-#: The same on plain HTTP, where the media type is octet-stream.
-HEADER = "Inference-Header-Content-Length"
-
-_SIZE = re.compile(r"[0-9]{1,15}")
 _LENGTH = struct.Struct("<I")
 MAX_DIMENSIONS = 32
-
-
-def size_of(text: str, what: str) -> int:
-    """Return the size that ``text`` gives in bytes. Raises BadRequest naming ``what``; a list is no size either."""
-    if _SIZE.fullmatch(text.strip()) is None:
-        raise BadRequest(f"{what} is {text[:40]!r}; it must be one whole number of bytes, 0 or more")
-    return int(text)
-
-
-def content_type(header_bytes: int) -> str:
-    """Return the media type of a body whose JSON part has ``header_bytes`` bytes."""
-    return f"{MEDIA_TYPE};{PARAMETER}={header_bytes}"
-
-
-def header_size(content_type: str) -> int | None:
-    """Return the size of the JSON part, None if ``content_type`` is another.
-
-    Raises BadRequest when the size is missing, malformed or given twice; ``media.parse`` would keep the first of two.
-    """
-    kind, *parameters = content_type.split(";")
-    if kind.strip().lower() != MEDIA_TYPE:
-        return None
-    given = [part.partition("=") for part in parameters]
-    sizes = [value for name, _, value in given if name.strip().lower() == PARAMETER]
-    if len(sizes) != 1:
-        raise BadRequest(
-            f"{MEDIA_TYPE} needs {PARAMETER} once, it came {len(sizes)} times: {MEDIA_TYPE};{PARAMETER}=123"
-        )
-    return size_of(sizes[0], PARAMETER)
 
 
 def split(body: bytes, header_bytes: int) -> tuple[bytes, memoryview]:
