@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import time
@@ -67,7 +68,12 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def main() -> None:
-    """Serve one model until Java ends this process."""
+    """Serve one model until Java ends this process; run whatever else Java has for an interpreter as it is."""
+    if Path(sys.argv[1]).name != "model_service_worker.py":  # its collector of host metrics
+        program = sys.argv[1]
+        sys.argv = sys.argv[1:]
+        runpy.run_path(program, run_name="__main__")
+        return
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     options = ArgParser.model_service_worker_args().parse_args(sys.argv[2:])  # [1] is the program Java meant to run
     service.door = Door.read(Path(options.tmp_dir))

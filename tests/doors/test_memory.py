@@ -1,0 +1,79 @@
+"""Refusals for memory through both doors: 507, the name unknown afterwards, no process left of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.doors.differences import DIFFERENCES
+from tests.makers import tiny_bert
+from tests.server import Server, running, write_handler
+
+GREEDY = """
+from container.handler import Handler
+
+class Greedy(Handler):
+    def predict(self, batch):
+        raise MemoryError("no more")
+"""
+
+
+@pytest.fixture(scope="module")
+def server(door: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Room for two of the tiny models, and nobody sinks: the platform has to choose."""
+    base = tmp_path_factory.mktemp(door)
+    size = (tiny_bert(base / "scale") / "model.safetensors").stat().st_size
+    limit = str(int(size * 2.5))
+    with running(base, BERTH_DOOR=door, BERTH_MEMORY_LIMIT=limit, BERTH_EVICTION="platform") as started:
+        yield started
+
+
+def processes(server: Server) -> set[int]:
+    return {process.pid for process in server.family()}
+
+
+def test_a_load_without_room_is_507_and_leaves_nothing_until_there_is_room(server: Server) -> None:
+    for number, name in enumerate(("first", "second", "third")):
+        tiny_bert(server.folder(name), number)
+    for name in ("first", "second"):
+        server.load(name).raise_for_status()
+    before = processes(server)
+    for _ in range(3):
+        answer = server.load("third")
+        assert (answer.status_code, answer.json()["code"]) == (507, 507), answer.text
+        time.sleep(0.05)
+        assert server.names() == ["first", "second"]
+        assert server.http.get("/models/third").status_code == 404
+        assert server.invoke("third", {"inputs": "a"}).status_code == 404
+        assert server.unload("third").status_code == 404
+    until = time.monotonic() + 10  # a refused worker lingers for two seconds
+    while processes(server) != before and time.monotonic() < until:
+        time.sleep(0.1)
+    assert processes(server) == before
+    assert server.invoke("first", {"inputs": "a"}).status_code == 200
+    server.unload("second").raise_for_status()
+    assert server.load("third").status_code == 200, server.log()
+    assert len(server.invoke("third", {"inputs": "a"}).json()) == 32
+    assert server.names() == ["first", "third"]
+    for name in ("first", "third"):
+        server.unload(name).raise_for_status()
+
+
+def test_what_can_never_fit_is_told_so_where_the_door_has_a_word_for_it(server: Server, door: str) -> None:
+    tiny_bert(server.folder("huge"), hidden=128, layers=4)
+    answer = server.load("huge")
+    assert answer.status_code == getattr(DIFFERENCES["larger than the limit"], door), answer.text
+    assert "memory.larger_than_limit" in server.log()
+    time.sleep(0.05)
+    assert server.names() == []
+
+
+def test_code_that_runs_out_of_memory_while_answering_is_507_and_the_model_stays(server: Server) -> None:
+    write_handler(server.folder("greedy"), GREEDY)
+    server.load("greedy").raise_for_status()
+    answer = server.invoke("greedy", 1)
+    assert (answer.status_code, answer.json()["reason"]) == (507, "memory.exhausted"), answer.text
+    assert server.names() == ["greedy"]
+    server.unload("greedy").raise_for_status()
