@@ -180,9 +180,10 @@ class Calls:
         self._tickets.pop((respond, request_id), None)
         self._queued_bytes -= len(ticket.payload.body)
         if not ticket.dropped:
-            waiting = ticket in model.waiting
             ticket.drop()
-            if not waiting:
+            if ticket in model.waiting:
+                model.waiting.remove(ticket)
+            else:
                 model.in_flight -= 1
                 self.settled(model)
 

@@ -28,7 +28,7 @@ GRACE_S = 0.5
 BUDGET = 4096
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
     """One request on its way; ``settle`` is called exactly once unless the ticket is dropped first.
 
