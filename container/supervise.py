@@ -242,7 +242,8 @@ class Supervisor:
         self._front_pid = 0
         if self._stop_by_s is not None:
             return
-        if time.monotonic() - self._front_born_s < FRONT_LEAST_S:
+        failed = died.si_code == os.CLD_EXITED and died.si_status != 0  # not: killed, or Java died under the mms door
+        if failed and time.monotonic() - self._front_born_s < FRONT_LEAST_S:
             _log.error(
                 "giving up: the HTTP server does not start (%s); is port %d free?", _how(died), self._settings.port
             )
