@@ -43,6 +43,21 @@ class Context:
     properties: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Parts(dict[int, Payload]):
+    """What ``steps`` yields when pieces of answers are ready: place in the batch -> the next piece.
+
+    The caller gets it at once if it takes a stream, else with the rest. What ``encode`` returns for that place is the
+    last piece. The first piece's content type is the answer's.
+    """
+
+
+class Ready(dict[int, Any]):
+    """What ``steps`` yields when some outputs are ready before the others: place in the batch -> its output.
+
+    The caller has its answer at once; what stands in that place of the list of outputs is ignored.
+    """
+
+
 class Handler:
     """Base class of every handler: the built-in ones and those of archives (``code/handler.py``).
 
@@ -84,12 +99,12 @@ class Handler:
     def predict(self, batch: list[Any]) -> list[Any]:
         """Return one output for each input, in order; the length is checked.
 
-        An output may be an exception of the error tree: then only that caller gets it.
+        An output may be an exception of the error tree: then only that caller gets it. A Payload goes out as it is.
         """
         raise NotImplementedError(f"{type(self).__name__} has no predict")
 
-    def steps(self, batch: list[Any]) -> Iterator[list[Any] | None]:
-        """Yield None between steps of long work and the list of outputs last, so that others get the device."""
+    def steps(self, batch: list[Any]) -> Iterator[list[Any] | Parts | Ready | None]:
+        """Yield None, Parts or Ready between steps of long work, so that others get the device; the outputs last."""
         yield self.predict(batch)
 
     def encode(self, output: Any, accept: str) -> Payload:

@@ -27,6 +27,8 @@ _log = log.get(__name__)
 QUEUE_BYTES = 512 << 20
 #: A caller's wait while the model is still loading for the first time: its manifest is not read yet.
 LOADING_S = 60.0
+#: What the platform waits for the end of a streamed answer (contract.md 1.2).
+STREAM_S = 480.0
 _SWEEP_S = 0.1
 
 
@@ -83,7 +85,14 @@ class Calls:
             self._metrics.observe("berth_invocation_seconds", time.monotonic() - now)
             respond(m.Answer(request.id, result))
 
+        def part(piece: Payload) -> None:
+            # From its first piece on, an answer has the platform's longer time, if it does not stall.
+            ticket.deadline_s = min(time.monotonic() + timeout_s, now + STREAM_S)
+            respond(m.Chunk(request.id, piece))
+
         ticket = Ticket(request.payload, settle, now, min(request.deadline, now + timeout_s))
+        if request.stream:
+            ticket.part = part
         self._tickets[key] = (ticket, model)
         if model.residency is Residency.DEVICE and not model.waiting and model.life is Life.READY:
             self._submit(model, ticket)

@@ -122,7 +122,7 @@ class ChildRunner:
                 ticket.dropped = True
                 ticket.settle(result)
 
-        cancel = client.forward(name, ticket.payload, ticket.deadline_s, on_result)
+        cancel = client.forward(name, ticket.payload, ticket.deadline_s, on_result, ticket.part)
 
         def on_drop() -> None:
             cancel()  # no result will come; if it already runs, the child itself waits for its end before an unload
@@ -195,7 +195,7 @@ class OwnRunner:
         child.start()
         loaded = await child.bring_up(name, manifest)
         nbytes = max(loaded.bytes, probe.process_bytes(child.pid)) if child.pid is not None else loaded.bytes
-        return m.Loaded(0, nbytes, {"environment": round(built_ms, 3), **loaded.times_ms})
+        return m.Loaded(0, nbytes, {"environment": round(built_ms, 3), **loaded.times_ms}, loaded.example)
 
     async def put_down(self, name: str) -> None:
         """End the process of ``name``."""

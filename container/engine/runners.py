@@ -63,7 +63,7 @@ class LaneRunner:
         self._opened[name] = opened
         batch = manifest.settings.batch
         self._dispatcher.open(name, opened.handler, batch.max_size, batch.max_delay_ms, manifest.settings.timeout_s)
-        return m.Loaded(0, opened.bytes, opened.times_ms)
+        return m.Loaded(0, opened.bytes, opened.times_ms, pipeline.example_of(opened.handler))
 
     async def put_down(self, name: str) -> None:
         """Close the handler; its weights are unmapped when this returns."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import re
+from typing import NamedTuple
 
 from container.front.errors import Answer, Headers
 from container.payload import JSON, Payload
+from container.wire.stream import Stream
 
 REQUEST_ID = b"x-amzn-sagemaker-inference-id"
 _ATTRIBUTES = b"x-amzn-sagemaker-custom-attributes"
@@ -31,6 +33,14 @@ _NOT_THE_MODELS = frozenset(
 )
 _token_ok = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}").fullmatch
 _value_ok = re.compile(r"[\t\x20-\x7e\x80-\xff]*").fullmatch
+
+
+class Streamed(NamedTuple):
+    """An answer that goes out in pieces as they come."""
+
+    status: int
+    headers: Headers
+    stream: Stream
 
 
 def fields_of(headers: Headers) -> dict[bytes, bytes]:
@@ -81,12 +91,26 @@ def answer_of(payload: Payload, request_id: bytes) -> Answer:
         (b"content-length", b"%d" % len(body)),
         (REQUEST_ID, request_id),
     ]
+    return Answer(status, _with_the_models(headers, payload), body)
+
+
+def streamed_of(stream: Stream, request_id: bytes) -> Streamed:
+    """Return the answer whose pieces are in ``stream``; without Content-Length it goes out in chunks."""
+    head = stream.head
+    headers = [(b"content-type", _media_type(head.content_type)), (REQUEST_ID, request_id)]
+    if head.content_type.startswith("text/event-stream"):
+        headers.append((b"cache-control", b"no-cache"))
+    return Streamed(head.status if 200 <= head.status <= 299 else 200, _with_the_models(headers, head), stream)
+
+
+def _with_the_models(headers: Headers, payload: Payload) -> Headers:
+    """Return ``headers`` with those that the model's code sets."""
     if payload.attributes:
         headers.append((_ATTRIBUTES, _clean(payload.attributes)))
     for name, value in payload.headers.items():
         if _token_ok(name) and name.lower() not in _NOT_THE_MODELS:
             headers.append((name.encode("latin-1"), _clean(value)))
-    return Answer(status, headers, body)
+    return headers
 
 
 @functools.lru_cache(maxsize=256)

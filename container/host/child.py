@@ -75,13 +75,15 @@ class Child:
             respond(m.Answer(request.id, result))
 
         ticket = self._tickets[key] = Ticket(request.payload, settle, time.monotonic())
+        if request.stream:
+            ticket.part = lambda piece: respond(m.Chunk(request.id, piece))
         self._dispatcher.submit(request.model, ticket)
 
     def cancel(self, request_id: int, respond: Respond) -> None:
-        """Forget a request that has not started."""
+        """Forget a request; one that runs ends at its next step if nobody else waits for its batch."""
         ticket = self._tickets.pop((respond, request_id), None)
         if ticket is not None:
-            ticket.dropped = True
+            ticket.drop()
 
     def gone(self, respond: Respond) -> None:
         """End the process: without its engine it is of no use."""
@@ -114,7 +116,7 @@ class Child:
         self._dispatcher.open(
             request.name, opened.handler, batch.max_size, batch.max_delay_ms, manifest.settings.timeout_s
         )
-        return m.Loaded(request.id, opened.bytes, opened.times_ms)
+        return m.Loaded(request.id, opened.bytes, opened.times_ms, pipeline.example_of(opened.handler))
 
     async def attach(self, request: m.Attach, respond: Respond) -> m.Loaded:
         """Refuse: only the engine's models are attached to."""

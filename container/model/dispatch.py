@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from container.errors import Failure
-from container.handler import Handler
+from container.handler import Handler, Parts
 from container.model import pipeline, queues
 from container.model.lanes import Job, Lanes, Results
 from container.payload import Payload
@@ -33,6 +35,7 @@ class Ticket:
     """One request on its way; ``settle`` is called exactly once unless the ticket is dropped first.
 
     Times are seconds of CLOCK_MONOTONIC. ``on_drop`` tells whoever has the work that nobody waits for it any more.
+    part: takes pieces of the answer before ``settle`` is called; None = they are gathered into one answer.
     """
 
     payload: Payload
@@ -41,6 +44,29 @@ class Ticket:
     deadline_s: float = float("inf")
     on_drop: Callable[[], None] | None = None
     dropped: bool = False
+    part: Callable[[Payload], None] | None = None
+    _pieces: list[Payload] | None = None
+
+    def begin(self, piece: Payload) -> None:
+        """Hand a piece of the answer on, or keep it for the whole."""
+        if self._pieces is None:
+            self._pieces = []
+        if self.part is None:
+            self._pieces.append(piece)
+        else:
+            self.part(piece)
+
+    def end(self, result: Payload | Failure) -> None:
+        """Settle with ``result``, or for an answer in pieces with what is left of it."""
+        self.dropped = True
+        if self._pieces is not None and isinstance(result, Payload):
+            if self.part is not None:  # as a piece, for a large Answer could overtake the pieces before it
+                self.part(result)
+                result = msgspec.structs.replace(result, body=b"")
+            elif self._pieces:
+                body = b"".join([*(piece.body for piece in self._pieces), result.body])
+                result = msgspec.structs.replace(self._pieces[0], body=body)
+        self.settle(result)
 
     def drop(self) -> None:
         """Forget the request; what already runs of it runs to its end for nothing."""
@@ -167,8 +193,15 @@ class Dispatcher:
             for index, result in results:
                 ticket = tickets[index]
                 if not ticket.dropped:
-                    ticket.dropped = True
-                    ticket.settle(result)
+                    ticket.end(result)
+
+        def on_parts(parts: Parts) -> None:
+            for index, piece in parts.items():
+                if not tickets[index].dropped:
+                    tickets[index].begin(piece)
+
+        def on_drop() -> None:
+            job.unwanted += 1
 
         def on_done(busy_s: float) -> None:
             station.running -= 1
@@ -178,7 +211,9 @@ class Dispatcher:
 
         payloads = [ticket.payload for ticket in tickets]
         steps = pipeline.answer(station.handler, payloads, BUDGET, station.max_items)
-        job = Job(station.name, steps, len(tickets), on_results, on_done, station.timeout_s + GRACE_S)
+        job = Job(station.name, steps, len(tickets), on_results, on_done, station.timeout_s + GRACE_S, on_parts)
+        for ticket in tickets:
+            ticket.on_drop = on_drop
         self._lanes.start(job, here=station.quick_runs >= QUICK_RUNS)
 
     def _settle_idle(self, station: _Station) -> None:

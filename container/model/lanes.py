@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from container import log
 from container.errors import Failure, Internal
+from container.handler import Parts
 from container.model import watch
 from container.payload import Payload
 
@@ -36,19 +37,24 @@ Results = list[tuple[int, Payload | Failure]]
 class Job:
     """One batch of one model on its way through a lane.
 
-    steps: yields results as they are ready and None between steps. count: how many results are due in all.
-    on_results / on_done: called on the event loop; on_done gets the seconds spent in lanes. allowed_s: seconds after
-    which it counts as hung.
+    steps: yields results as they are ready, Parts of them, and None between steps. count: how many results are due in
+    all. on_results / on_done / on_parts: called on the event loop; on_done gets the seconds spent in lanes. allowed_s:
+    seconds without Parts after which it counts as hung. unwanted: results that nobody waits for any more; when no
+    others are due, the job ends at its next step.
     """
 
     model: str
-    steps: Iterator[Results | None]
+    steps: Iterator[Results | Parts | None]
     count: int
     on_results: Callable[[Results], None]
     on_done: Callable[[float], None]
     allowed_s: float = 60.0
+    on_parts: Callable[[Parts], None] = lambda parts: None
     busy_s: float = 0.0
     given: int = 0
+    unwanted: int = 0
+    #: ``busy_s`` when the last Parts came.
+    alive_s: float = 0.0
 
 
 class Lanes:
@@ -126,20 +132,27 @@ class Lanes:
     def _advance(self, job: Job, slot: watch.Slot) -> tuple[Results, bool, float]:
         """Return the results not reported yet, whether the job only made way, and the seconds this took."""
         started = time.perf_counter()
-        slot.enter("predict", job.model, job.allowed_s - job.busy_s)
-        results, paused = self._run_steps(job, started)
+        slot.enter("predict", job.model, job.allowed_s - (job.busy_s - job.alive_s))
+        results, paused = self._run_steps(job, started, slot)
         slot.leave()
         return results, paused, time.perf_counter() - started
 
-    def _run_steps(self, job: Job, started: float) -> tuple[Results, bool]:
+    def _run_steps(self, job: Job, started: float, slot: watch.Slot) -> tuple[Results, bool]:
         try:
             for results in job.steps:
-                if results:
+                if isinstance(results, Parts):
+                    self._loop.call_soon_threadsafe(job.on_parts, results)
+                    job.alive_s = job.busy_s + time.perf_counter() - started
+                    slot.enter("predict", job.model, job.allowed_s)
+                elif results:
                     job.given += len(results)
                     if job.given >= job.count:
                         job.steps.close()  # type: ignore[attr-defined]
                         return results, False
                     self._loop.call_soon_threadsafe(job.on_results, results)
+                if job.given + job.unwanted >= job.count:
+                    job.steps.close()  # type: ignore[attr-defined]
+                    return [], False
                 if self.contended and time.perf_counter() - started > SLICE_S:
                     return [], True
         except Exception:  # noqa: BLE001 - the loop edge of the process: the lane must outlive a bug of ours

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 from container import log
 from container.archive.manifest import Manifest
 from container.errors import BadAnswer, Failure, OutOfMemory, ServingError
-from container.handler import Context, Handler, Weights
+from container.handler import Context, Handler, Parts, Ready, Weights
 from container.model import adopt, blame, guard
 from container.model.batches import cut
 from container.model.imports import Namespace
@@ -150,14 +150,22 @@ def _open(opening: _Opening, context: Context) -> Opened:
     return Opened(handler, measured, opening.times_ms, close)
 
 
+def example_of(handler: Handler) -> Payload | None:
+    """Return a request that ``handler`` takes, None if its author names none."""
+    return None if handler.example is Handler.example else handler.example
+
+
 # --- answering -------------------------------------------------------------------------------------------------------
 
 
-def answer(handler: Handler, payloads: list[Payload], budget: int, max_items: int) -> Iterator[Results | None]:
+def answer(
+    handler: Handler, payloads: list[Payload], budget: int, max_items: int
+) -> Iterator[Results | Parts | None]:
     """Yield (index, Payload or Failure) for each of ``payloads``, once, as soon as a batch is done.
 
     budget: units of ``handler.size`` in one run, padding included. max_items: inputs in one run. None is yielded
-    between the steps of long work; the caller may go on on another thread. Never raises.
+    between the steps of long work, Parts when pieces of answers are ready (by index into ``payloads``); the caller may
+    go on on another thread. Never raises.
     """
     name = handler.registered_name
     answers = _answers(handler, payloads, budget, max_items)
@@ -170,7 +178,9 @@ def answer(handler: Handler, payloads: list[Payload], budget: int, max_items: in
         yield results  # type: ignore[misc]
 
 
-def _answers(handler: Handler, payloads: list[Payload], budget: int, max_items: int) -> Iterator[Results | None]:
+def _answers(
+    handler: Handler, payloads: list[Payload], budget: int, max_items: int
+) -> Iterator[Results | Parts | None]:
     failed: Results = []
     items: list[tuple[int, Any]] = []
     sizes: list[int] = []
@@ -188,29 +198,40 @@ def _answers(handler: Handler, payloads: list[Payload], budget: int, max_items: 
         yield from _run(handler, [items[place] for place in batch], payloads)
 
 
-def _run(handler: Handler, batch: list[tuple[int, Any]], payloads: list[Payload]) -> Iterator[Results | None]:
-    """One run of predict and what becomes of it."""
+def _run(handler: Handler, batch: list[tuple[int, Any]], payloads: list[Payload]) -> Iterator[Results | Parts | None]:
+    """One run of predict and what becomes of it; who has an answer already, or pieces of one, is not run again."""
     request_id = payloads[batch[0][0]].request_id if len(batch) == 1 else ""
     steps = _ask(request_id, handler.steps, [value for _, value in batch])
     outputs: Any = steps if isinstance(steps, ServingError) else None
+    rest = dict(enumerate(batch))
+    begun: set[int] = set()
     while outputs is None:
         outputs = _ask(request_id, next, steps, _END)
-        if outputs is None:
+        if isinstance(outputs, (Parts, Ready)):
+            early, outputs = outputs, _ask(request_id, _check_early, outputs, rest)
+            if outputs is None and isinstance(early, Parts):
+                begun.update(early)
+                yield Parts({rest[place][0]: piece for place, piece in early.items()})
+            elif outputs is None:
+                yield [_answered(handler, rest.pop(place), output, payloads) for place, output in early.items()]
+        elif outputs is None:
             yield None
     if not isinstance(outputs, ServingError):
         outputs = _ask(request_id, _checked, outputs, len(batch))
-    elif len(batch) > 1 and not isinstance(outputs, OutOfMemory):
+    elif len(rest) > 1 and not isinstance(outputs, OutOfMemory):
+        failure = _failure(outputs, handler, "predict") if begun else None
         outputs.__cause__ = outputs.__context__ = outputs.__traceback__ = None
-        for item in batch:
-            yield from _run(handler, [item], payloads)
+        for place, item in rest.items():
+            if failure is not None and place in begun:
+                yield [(item[0], failure)]
+            else:
+                yield from _run(handler, [item], payloads)
         return
     if isinstance(outputs, ServingError):
         failure = _failure(outputs, handler, "predict")
-        yield [(index, failure) for index, _ in batch]
+        yield [(index, failure) for index, _ in rest.values()]
         return
-    yield [
-        (index, _encoded(handler, output, payloads[index])) for (index, _), output in zip(batch, outputs, strict=True)
-    ]
+    yield [_answered(handler, item, outputs[place], payloads) for place, item in rest.items()]
 
 
 def _size(handler: Handler, value: Any) -> int:
@@ -231,7 +252,24 @@ def _checked(outputs: Any, count: int) -> list[Any]:
     return list(outputs)
 
 
+def _check_early(early: Parts | Ready, rest: Collection[int]) -> None:
+    """Raise BadAnswer if ``early`` names a place that waits for nothing, or holds pieces that are no Payloads."""
+    for place, value in early.items():
+        if place not in rest:
+            raise BadAnswer(f"steps yielded something for place {place!r}, which waits for nothing")
+        if isinstance(early, Parts) and not isinstance(value, Payload):
+            raise BadAnswer(f"steps yielded a {type(value).__name__} as a piece of an answer; it must be a Payload")
+
+
+def _answered(
+    handler: Handler, item: tuple[int, Any], output: Any, payloads: list[Payload]
+) -> tuple[int, Payload | Failure]:
+    return item[0], _encoded(handler, output, payloads[item[0]])
+
+
 def _encoded(handler: Handler, output: Any, payload: Payload) -> Payload | Failure:
+    if isinstance(output, Payload):
+        return output
     if isinstance(output, Exception):
         return _failure(_ask(payload.request_id, _raise, output), handler, "predict")
     answered = _ask(payload.request_id, handler.encode, output, payload.accept)

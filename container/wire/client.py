@@ -18,6 +18,7 @@ from container.errors import Failure, Internal, Restarting, ServingError
 from container.payload import Payload
 from container.wire import frames
 from container.wire import messages as m
+from container.wire.stream import Stream
 
 _log = log.get(__name__)
 _RECONNECT_S = 0.02
@@ -68,6 +69,8 @@ class Pending(asyncio.Future[m.Reply]):
     def __init__(self, abandon: Callable[[], None]) -> None:
         super().__init__(loop=asyncio.get_running_loop())
         self._abandon = abandon
+        #: The pieces, when it is a Chunk that came first.
+        self.stream: Stream | None = None
 
     def cancel(self, msg: object | None = None) -> bool:
         """Cancel, and send Cancel to the other side."""
@@ -78,7 +81,11 @@ class Pending(asyncio.Future[m.Reply]):
 
     def resolve(self, reply: m.Reply) -> None:
         """Set the reply, unless the awaiting side has given up."""
-        if not self.done():
+        if self.stream is not None:
+            self.stream.feed(reply)
+        elif not self.done():
+            if isinstance(reply, m.Chunk):
+                self.stream = Stream(reply.part, self._abandon)
             self.set_result(reply)
 
 
@@ -121,6 +128,21 @@ class Client:
             return reply.result
         raise ServingError.from_failure(_failure_of(reply))
 
+    async def ask(self, model: str, payload: Payload, deadline: float) -> Payload | Stream:
+        """Return the answer of ``model``, or its pieces if it comes in pieces. Raises the ServingError of its Failure."""
+        pending = self._future(m.Invoke(next(self._ids), model, payload, deadline, True))
+        try:
+            reply = await pending
+        except asyncio.CancelledError:
+            if pending.stream is not None:  # it came in the very moment of the cancellation
+                pending.stream.close()
+            raise
+        if isinstance(reply, m.Answer) and isinstance(reply.result, Payload):
+            return reply.result
+        if pending.stream is not None:
+            return pending.stream
+        raise ServingError.from_failure(_failure_of(reply))
+
     async def call(self, request: m.Request) -> m.Reply:
         """Return the reply to any request with an id; the client sets the id. Raises ServingError."""
         reply = await self._future(msgspec.structs.replace(request, id=next(self._ids)))
@@ -129,15 +151,26 @@ class Client:
         return reply
 
     def forward(
-        self, model: str, payload: Payload, deadline: float, on_result: Callable[[Payload | Failure], None]
+        self,
+        model: str,
+        payload: Payload,
+        deadline: float,
+        on_result: Callable[[Payload | Failure], None],
+        on_part: Callable[[Payload], None] | None = None,
     ) -> Callable[[], None]:
-        """Invoke without a future: ``on_result`` is called once, also when the peer dies; returns what cancels it."""
+        """Invoke without a future: ``on_result`` is called once, also when the peer dies; returns what cancels it.
+
+        on_part: called before that with pieces of the answer, if it comes in pieces.
+        """
         request_id = next(self._ids)
 
         def resolve(reply: m.Reply) -> None:
-            on_result(reply.result if isinstance(reply, m.Answer) else _failure_of(reply))
+            if on_part is not None and isinstance(reply, m.Chunk):
+                on_part(reply.part)
+            else:
+                on_result(reply.result if isinstance(reply, m.Answer) else _failure_of(reply))
 
-        self._send(m.Invoke(request_id, model, payload, deadline), request_id, resolve)
+        self._send(m.Invoke(request_id, model, payload, deadline, on_part is not None), request_id, resolve)
         return lambda: self._abandon(request_id)
 
     def counts(self, counts: m.Counts) -> None:
@@ -169,7 +202,10 @@ class Client:
             self._write(m.Cancel(request_id))
 
     def _on_reply(self, reply: m.Reply) -> None:
-        resolve = self._pending.pop(reply.id, None)
+        if type(reply) is m.Chunk:  # more will come
+            resolve = self._pending.get(reply.id)
+        else:
+            resolve = self._pending.pop(reply.id, None)
         if resolve is not None:
             resolve(reply)
 

@@ -20,12 +20,16 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
 
 
 class Invoke(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """Answer ``payload`` with ``model`` ("" = the single model) before ``deadline``. Reply: Answer."""
+    """Answer ``payload`` with ``model`` ("" = the single model) before ``deadline``. Reply: Answer.
+
+    stream: the sender takes Chunks before the Answer, if the model answers in pieces; otherwise they are gathered.
+    """
 
     id: int
     model: str
     payload: Payload
     deadline: float
+    stream: bool = False
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -105,11 +109,15 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=32):
 
 
 class Loaded(msgspec.Struct, frozen=True, array_like=True, tag=33):
-    """The model answers. ``bytes`` measured; ``times_ms`` by phase (describe, import, read, ...)."""
+    """The model answers. ``bytes`` measured; ``times_ms`` by phase (describe, import, read, ...).
+
+    example: a request that it takes, None if its code names none.
+    """
 
     id: int
     bytes: int
     times_ms: dict[str, float] = {}
+    example: Payload | None = None
 
 
 class Unloaded(msgspec.Struct, frozen=True, array_like=True, tag=34):
@@ -172,6 +180,16 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=39):
     failure: Failure
 
 
+class Chunk(msgspec.Struct, frozen=True, array_like=True, tag=40):
+    """A piece of the answer to an Invoke with ``stream``, in order; the first one's content type is the answer's.
+
+    The Answer that follows ends it: a Payload holds the last piece, a Failure means that the rest will not come.
+    """
+
+    id: int
+    part: Payload
+
+
 class Registered(msgspec.Struct, frozen=True, array_like=True, tag=64):
     """Engine to supervisor: ``name`` is registered. To a new engine: it was; ``manifest`` b"" = load it now.
 
@@ -210,4 +228,4 @@ class Fatal(msgspec.Struct, frozen=True, array_like=True, tag=68):
 
 Control = Registered | Forgotten | Begin | Up | Fatal
 Request = Hello | Invoke | Load | Unload | List | Describe | Cancel | Ready | Stats | Drain | Counts | Attach
-Reply = Answer | Loaded | Unloaded | Page | Description | Status | Figures | Failed
+Reply = Answer | Loaded | Unloaded | Page | Description | Status | Figures | Failed | Chunk

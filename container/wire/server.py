@@ -56,11 +56,14 @@ class _Connection(asyncio.Protocol):
         self.transport = None
 
     def reply(self, reply: m.Reply) -> None:
-        """Send ``reply`` to the peer, on its bulk connection if it is large; a peer that is gone gets nothing."""
+        """Send ``reply`` to the peer, on its bulk connection if it is large; a peer that is gone gets nothing.
+
+        Chunks keep to one connection, whatever their size: their order matters.
+        """
         frame = frames.encode(reply)
         transport = self.transport
         if len(frame) > frames.BULK_BYTES and self.bulk is not None and self.bulk.transport is not None:
-            transport = self.bulk.transport
+            transport = transport if isinstance(reply, m.Chunk) else self.bulk.transport
         if transport is not None:
             transport.write(frame)
 
