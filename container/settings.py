@@ -113,6 +113,12 @@ class Settings:
     )
     program: str = _setting("SAGEMAKER_PROGRAM", str, "inference.py", "name of the script in an archive's `code/`")
     hf_task: str = _setting("HF_TASK", str, "", "task of a single model whose architecture does not tell")
+    triton_model: str = _setting(
+        "SAGEMAKER_TRITON_DEFAULT_MODEL_NAME",
+        str,
+        "",
+        "folder in the `model` folder that is the single model, where a Triton repository lies there",
+    )
     device: str = _setting(
         "BERTH_DEVICE", _device, "auto", "auto, cpu, cuda, cuda:N, or sim:SIZE@SPEED/s (a rehearsal)"
     )

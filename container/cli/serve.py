@@ -57,7 +57,7 @@ def _first_models(settings: Settings) -> list[m.Registered]:
     first: list[m.Registered] = []
     single = settings.base_dir / "model"
     if not settings.multi_model and single.is_dir() and any(single.iterdir()):
-        first.append(m.Registered("model", str(single)))
+        first.append(m.Registered("model", str(_chosen(single, settings.triton_model))))
     if settings.models_dir is not None and settings.door == "mms":
         raise BadSetting("--models (BERTH_MODELS) has no meaning at the mms door: Java lists only what it has loaded")
     if settings.models_dir is not None:
@@ -71,6 +71,18 @@ def _first_models(settings: Settings) -> list[m.Registered]:
                 plain = name[: -len(next(s for s in _SUFFIXES if name.endswith(s)))]
                 first.append(m.Registered(plain, str(_unpacked(path, settings))))
     return first
+
+
+def _chosen(single: Path, name: str) -> Path:
+    """Return the folder of the single model: ``name`` in a Triton repository, else ``single`` itself."""
+    if not name or (single / "config.pbtxt").is_file():
+        return single
+    there = sorted(path.parent.name for path in single.glob("*/config.pbtxt"))
+    if there and name not in there:
+        raise BadSetting(
+            f"SAGEMAKER_TRITON_DEFAULT_MODEL_NAME={name!r} is no model in {single}; there are: {', '.join(there)}"
+        )
+    return single / name if there else single
 
 
 def _unpacked(archive: Path, settings: Settings) -> Path:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from container.archive.manifest import TensorSpec, Triton
 from container.engine.attachments import Attachments
 from container.engine.calls import Calls
 from container.engine.lifecycle import SHOWN
@@ -95,6 +96,7 @@ class Engine:
         model = self._models.known(request.name)
         ledger = self._keeper.ledger
         there = model.name in ledger
+        triton = model.manifest.triton if model.manifest is not None else None
         return m.Description(
             request.id,
             model.name,
@@ -106,6 +108,7 @@ class Engine:
             model.reason,
             model.manifest.task if model.manifest is not None else "",
             model.kind,
+            *_ports(triton),
         )
 
     async def ready(self, request: m.Ready) -> m.Status:
@@ -141,3 +144,15 @@ class Engine:
         while len(self._calls):
             await asyncio.sleep(0.01)
         return m.Status(request.id, "drained", self._device, os.getpid())
+
+
+def _ports(triton: Triton | None) -> tuple[str, list[m.Port], list[m.Port]]:
+    """Version, inputs and outputs of a Description; a model that batches takes any number of rows first."""
+    if triton is None:
+        return "", [], []
+    rows = [-1] if triton.max_batch_size else []
+
+    def ports(specs: list[TensorSpec]) -> list[m.Port]:
+        return [m.Port(spec.name, spec.datatype, rows + spec.dims) for spec in specs]
+
+    return triton.version, ports(triton.inputs), ports(triton.outputs)

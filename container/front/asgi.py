@@ -16,13 +16,14 @@ from typing import Any, cast
 
 from container import log
 from container.errors import BadMethod, BadRequest, Internal, MediaType, ModelTimeout, ServingError
-from container.front import control, errors, routes
+from container.front import control, errors, routes, v2
 from container.front.counts import Requests
 from container.front.errors import Answer
 from container.front.flights import LIMIT_S, Flights
 from container.front.headers import TARGET_MODEL, answer_of, fields_of, payload_of, request_id_of
 from container.front.health import Health
 from container.front.intake import Body, Budget, Receive, declared_length
+from container.payload import Payload
 from container.settings import Settings
 from container.wire.client import Client
 
@@ -62,6 +63,9 @@ class App:
             routes.LOAD: self._load,
             routes.DESCRIBE: self._describe,
             routes.UNLOAD: self._unload,
+            routes.V2_INFER: self._v2_infer,
+            routes.V2_VERSION_INFER: self._v2_infer,
+            **v2.V2(client, settings, self.health, self._control_body).operations,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,10 +81,10 @@ class App:
                 return
             answer = await self.operations[operation](name, scope, receive)
         except BadMethod as error:
-            answer = errors.answer(error)
+            answer = _refusal(scope)(error)
             answer.headers.append((b"allow", routes.allowed(scope["raw_path"]).encode()))
         except ServingError as error:
-            answer = errors.answer(error)
+            answer = _refusal(scope)(error)
         except asyncio.CancelledError:
             self.requests.add(operation, _HUNG_UP)
             raise
@@ -94,25 +98,38 @@ class App:
         fields = fields_of(scope["headers"])
         request_id = request_id_of(fields) or next(self._ids)
         try:
-            if b"content-encoding" in fields:
-                raise _encoded(fields[b"content-encoding"])
-            body = Body(declared_length(fields), self._limit, self.budget)
-            flight = self.flights.start()
-            data: bytes | None = None
-            try:
-                data = await body.read(receive)
-                payload = payload_of(data, fields, request_id, self._accept)
-                answer = await self._client.invoke(name, payload, flight.deadline)
-            except asyncio.CancelledError:
-                if flight.expired:
-                    raise _too_late(name, data) from None
-                raise  # the caller has hung up
-            finally:
-                self.flights.end(flight)
-                body.done()
+            return answer_of(await self._ask(name, fields, request_id, receive), request_id)
         except ServingError as error:
             return errors.answer(error, request_id)
-        return answer_of(answer, request_id)
+
+    async def _v2_infer(self, name: str, scope: Scope, receive: Receive) -> Answer:
+        fields = fields_of(scope["headers"])
+        request_id = request_id_of(fields) or next(self._ids)
+        try:
+            fields[b"content-type"] = v2.infer_type(fields, routes.version_of(scope["raw_path"]))
+            payload = await self._ask(v2.engine_name(self._settings, name), fields, request_id, receive)
+            return v2.infer_answer(payload, request_id)
+        except ServingError as error:
+            return errors.v2_answer(error, request_id)
+
+    async def _ask(self, name: str, fields: dict[bytes, bytes], request_id: bytes, receive: Receive) -> Payload:
+        """Return the model's answer to the request whose headers are ``fields``. Raises ServingError."""
+        if b"content-encoding" in fields:
+            raise _encoded(fields[b"content-encoding"])
+        body = Body(declared_length(fields), self._limit, self.budget)
+        flight = self.flights.start()
+        data: bytes | None = None
+        try:
+            data = await body.read(receive)
+            payload = payload_of(data, fields, request_id, self._accept)
+            return await self._client.invoke(name, payload, flight.deadline)
+        except asyncio.CancelledError:
+            if flight.expired:
+                raise _too_late(name, data) from None
+            raise  # the caller has hung up
+        finally:
+            self.flights.end(flight)
+            body.done()
 
     async def _invocations(self, _: str, scope: Scope, receive: Receive) -> Answer:
         return await self._invoke("", scope, receive)  # the engine knows which one that is
@@ -125,10 +142,14 @@ class App:
 
     async def _load(self, _: str, scope: Scope, receive: Receive) -> Answer:
         fields = fields_of(scope["headers"])
+        data = await self._control_body(fields, receive)
+        return await control.load(self._client, data, scope["query_string"], _target(fields))
+
+    async def _control_body(self, fields: dict[bytes, bytes], receive: Receive) -> bytes:
         body = Body(declared_length(fields), min(self._limit, _CONTROL_BODY_BYTES), self.budget)
         flight = self.flights.start()
         try:
-            data = await body.read(receive)
+            return await body.read(receive)
         except asyncio.CancelledError:
             if flight.expired:
                 raise _too_late("", None) from None
@@ -136,7 +157,6 @@ class App:
         finally:
             self.flights.end(flight)
             body.done()
-        return await control.load(self._client, data, scope["query_string"], _target(fields))
 
     async def _describe(self, name: str, _: Scope, __: Receive) -> Answer:
         return await control.describe(self._client, name)
@@ -223,6 +243,11 @@ def _build_pages(client: Client, requests: Requests, loop: asyncio.AbstractEvent
 
     app: Any = pages.asgi_app(client, requests, loop)
     return cast(AsgiApp, app)
+
+
+def _refusal(scope: Scope) -> Callable[[ServingError], Answer]:
+    """Return how errors are told on this path."""
+    return errors.v2_answer if routes.is_v2(scope["raw_path"]) else errors.answer
 
 
 def _target(fields: dict[bytes, bytes]) -> str:

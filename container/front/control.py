@@ -35,7 +35,7 @@ async def load(engine: Engine, body: bytes, query: bytes, target_model: str) -> 
     name = check_name(wanted["model_name"])
     reply = await _to_the_end(engine, m.Load(0, name, wanted["url"]))
     if not isinstance(reply, m.Loaded):
-        raise _unexpected(reply)
+        raise unexpected(reply)
     _log_target("loaded", name, target_model)
     return _json({"status": "Workers scaled"})
 
@@ -51,7 +51,7 @@ async def list_models(engine: Engine, query: bytes) -> Answer:
         raise BadPageToken("next_page_token is not one that this server gave out")
     reply = await engine.call(m.List(0, int(limit), token))
     if not isinstance(reply, m.Page):
-        raise _unexpected(reply)
+        raise unexpected(reply)
     page: dict[str, Any] = {"models": [{"modelName": entry.name, "modelUrl": entry.url} for entry in reply.models]}
     if reply.next_token:
         page["nextPageToken"] = reply.next_token
@@ -62,7 +62,7 @@ async def describe(engine: Engine, name: str) -> Answer:
     """GET /models/{name}: where its url, state and bytes are. Raises ModelNotFound."""
     reply = await engine.call(m.Describe(0, name))
     if not isinstance(reply, m.Description):
-        raise _unexpected(reply)
+        raise unexpected(reply)
     fields: dict[str, Any] = {
         "modelName": reply.name,
         "modelUrl": reply.url,
@@ -80,7 +80,7 @@ async def unload(engine: Engine, name: str, target_model: str) -> Answer:
     """DELETE /models/{name}: the bytes are back when this returns. Raises ModelNotFound."""
     reply = await _to_the_end(engine, m.Unload(0, name))
     if not isinstance(reply, m.Unloaded):
-        raise _unexpected(reply)
+        raise unexpected(reply)
     _log_target("unloaded", name, target_model)
     return _json({"status": f'Model "{name}" unregistered', "freedBytes": reply.freed_bytes})
 
@@ -127,6 +127,7 @@ def _json(fields: dict[str, Any]) -> Answer:
     return Answer(200, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))], body)
 
 
-def _unexpected(reply: m.Reply) -> Internal:
+def unexpected(reply: m.Reply) -> Internal:
+    """Return the error for a reply of a kind that was not asked for; it is logged."""
     _log.error("the engine answered with a %s", type(reply).__name__)
     return Internal(Internal.TEXT)

@@ -93,6 +93,15 @@ def answer(error: ServingError, request_id: bytes = b"") -> Answer:
     return Answer(status, headers, body)
 
 
+def v2_answer(error: ServingError, request_id: bytes = b"") -> Answer:
+    """Return the answer for ``error`` on /v2: the same status and headers, the body as that protocol has it."""
+    status, headers, _ = answer(error, request_id)
+    body = msgspec.json.encode({"error": _capped(error.message), "reason": error.code})
+    return Answer(
+        status, [(b"content-length", b"%d" % len(body)) if n == b"content-length" else (n, v) for n, v in headers], body
+    )
+
+
 def _capped(message: str) -> str:
     """Return ``message`` cut to the cap; lone surrogates, which no JSON can carry, are replaced."""
     text = message if len(message) <= MAX_MESSAGE_CHARS else message[: MAX_MESSAGE_CHARS - 3] + "..."

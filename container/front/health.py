@@ -44,8 +44,11 @@ class Health:
         self._unhealthy = settings.run_dir / "unhealthy"
         self.single_ready = settings.multi_model or not _has_files(settings.base_dir / "model")
 
-    def reason(self, now: float) -> str:
-        """Return why the instance must not get traffic, "" if it may. now: CLOCK_MONOTONIC seconds."""
+    def reason(self, now: float, *, loading_counts: bool = True) -> str:
+        """Return why the instance must not get traffic, "" if it may. now: CLOCK_MONOTONIC seconds.
+
+        loading_counts: a single model that is still being loaded is such a reason.
+        """
         try:
             return self._unhealthy.read_text("utf-8", "replace").strip()[:1000] or "unhealthy"
         except OSError:
@@ -56,7 +59,7 @@ class Health:
                 return "the engine is starting"
             if now - lost_at >= GRACE_S:
                 return f"the engine has been gone for {now - lost_at:.0f} s"
-        if not self.single_ready:
+        if loading_counts and not self.single_ready:
             return "the model behind /invocations is being loaded"
         return ""
 

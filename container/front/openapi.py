@@ -91,6 +91,31 @@ _ERROR: Document = {
     "required": ["code", "type", "message", "reason"],
 }
 
+_V2_ERROR: Document = {
+    "type": "object",
+    "properties": {"error": _STRING, "reason": _ERROR["properties"]["reason"]},
+    "required": ["error", "reason"],
+}
+_VERSION: Document = {
+    "name": "version",
+    "in": "path",
+    "required": True,
+    "description": "the version that is served: the highest there is",
+    "schema": {"type": "string"},
+}
+_PORTS: Document = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": _STRING,
+            "datatype": _STRING,
+            "shape": {"type": "array", "items": _NUMBER, "description": "-1: any size"},
+        },
+        "required": ["name", "datatype", "shape"],
+    },
+}
+
 _INVOKE_FAILURES = _failures(400, 404, 406, 413, 415, 500, 503, 504, 507)
 
 PATHS: Document = {
@@ -207,11 +232,112 @@ PATHS: Document = {
 }
 
 
+def _v2_failures(*statuses: int) -> Document:
+    """Return the responses for error statuses on /v2, which have a body of their own."""
+    found = _failures(*statuses)
+    for response in found.values():
+        response["content"] = {"application/json": {"schema": _ref("V2Error")}}
+    return found
+
+
+def _v2_get(operation: str, summary: str, good: Document, parameters: list[Document], *statuses: int) -> Document:
+    found = {"operationId": operation, "summary": summary, "responses": {"200": good, **_v2_failures(*statuses)}}
+    return {"get": {**found, "parameters": parameters} if parameters else found}
+
+
+def _v2_post(operation: str, summary: str, good: Document, parameters: list[Document], *statuses: int) -> Document:
+    return {"post": _v2_get(operation, summary, good, parameters, *statuses)["get"]}
+
+
+def _v2_model(suffix: str, parameters: list[Document]) -> Document:
+    """The paths of one model, with or without a version. suffix: what the operations' names have more."""
+    at = "/v2/models/{model_name}" + ("/versions/{version}" if suffix else "")
+    word = "version" if suffix else "model"
+    tensors = {"name": _STRING, "platform": _STRING, "versions": {"type": "array", "items": _STRING}}
+    infer = _v2_post(
+        f"v2_{suffix or ''}infer", "Inference with tensors, JSON or binary", _ANY_BODY, [*parameters, *_V2_HEADERS]
+    )
+    infer["post"]["requestBody"] = _ANY_BODY
+    infer["post"]["responses"] |= _v2_failures(400, 404, 413, 415, 500, 503, 504, 507)
+    return {
+        at: _v2_get(
+            f"v2_{word}",
+            "The tensors that it takes and gives, where they are declared",
+            _object("metadata", {**tensors, "inputs": _PORTS, "outputs": _PORTS}),
+            parameters,
+            *(400, 404, 503),
+        ),
+        f"{at}/ready": _v2_get(
+            f"v2_{word}_ready", "May it be called?", _object("it may", {"ready": _TRUE}), parameters, 400, 404, 503
+        ),
+        f"{at}/infer": infer,
+    }
+
+
+_TRUE: Document = {"type": "boolean"}
+_EMPTY: Document = {"description": "done; no body"}
+_V2_HEADERS = [
+    _header("Inference-Header-Content-Length", "bytes of JSON before the binary tensors; 0: the body is one raw input"),
+    _header("X-Amzn-SageMaker-Inference-Id", "id of the request; echoed, and written into log lines"),
+]
+_V2_LOAD: Document = {
+    "description": "where the model is; without a url it is looked for by its name",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {"parameters": {"type": "object", "properties": {"url": _STRING}}},
+            }
+        }
+    },
+}
+PATHS |= {
+    "/v2": _v2_get(
+        "v2_server",
+        "What this server is",
+        _object("metadata", {"name": _STRING, "version": _STRING, "extensions": {"type": "array", "items": _STRING}}),
+        [],
+    ),
+    "/v2/health/live": _v2_get("v2_live", "Does it run?", _object("it does", {"live": _TRUE}), [], 503),
+    "/v2/health/ready": _v2_get("v2_ready", "May it be called?", _object("it may", {"ready": _TRUE}), [], 503),
+    **_v2_model("", [_NAME]),
+    **_v2_model("version_", [_NAME, _VERSION]),
+    "/v2/repository/index": _v2_post(
+        "v2_index",
+        "The ready models",
+        {
+            "description": "all of them",
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "properties": {"name": _STRING, "state": _STRING, "reason": _STRING},
+                            "required": ["name", "state", "reason"],
+                        },
+                    }
+                }
+            },
+        },
+        [],
+        503,
+    ),
+    "/v2/repository/models/{model_name}/load": _v2_post(
+        "v2_load", "Load a model; one that is loaded stays", _EMPTY, [_NAME], 400, 404, 413, 500, 503, 507
+    ),
+    "/v2/repository/models/{model_name}/unload": _v2_post(
+        "v2_unload", "Unload a model", _EMPTY, [_NAME], 400, 404, 503
+    ),
+}
+PATHS["/v2/repository/models/{model_name}/load"]["post"]["requestBody"] = _V2_LOAD
+
+
 def document(version: str) -> Document:
     """Return the OpenAPI 3.1 document of a server of this ``version``."""
     return {
         "openapi": "3.1.0",
         "info": {"title": "berth", "version": version, "description": "Models of many kinds behind one endpoint."},
         "paths": PATHS,
-        "components": {"schemas": {"Error": _ERROR, "Model": _MODEL}},
+        "components": {"schemas": {"Error": _ERROR, "Model": _MODEL, "V2Error": _V2_ERROR}},
     }

@@ -18,6 +18,18 @@ LOAD = "load_model"
 DESCRIBE = "describe_model"
 UNLOAD = "unload_model"
 PAGE = "page"
+V2_SERVER = "v2_server"
+V2_LIVE = "v2_live"
+V2_READY = "v2_ready"
+V2_MODEL = "v2_model"
+V2_MODEL_READY = "v2_model_ready"
+V2_INFER = "v2_infer"
+V2_VERSION = "v2_version"
+V2_VERSION_READY = "v2_version_ready"
+V2_VERSION_INFER = "v2_version_infer"
+V2_INDEX = "v2_index"
+V2_LOAD = "v2_load"
+V2_UNLOAD = "v2_unload"
 
 #: Path -> method -> name of what it does. HEAD is answered wherever GET is.
 ROUTES: dict[str, dict[str, str]] = {
@@ -26,6 +38,18 @@ ROUTES: dict[str, dict[str, str]] = {
     "/models": {"GET": LIST, "POST": LOAD},
     "/models/{model_name}": {"GET": DESCRIBE, "DELETE": UNLOAD},
     "/models/{model_name}/invoke": {"POST": INVOKE},
+    "/v2": {"GET": V2_SERVER},
+    "/v2/health/live": {"GET": V2_LIVE},
+    "/v2/health/ready": {"GET": V2_READY},
+    "/v2/models/{model_name}": {"GET": V2_MODEL},
+    "/v2/models/{model_name}/ready": {"GET": V2_MODEL_READY},
+    "/v2/models/{model_name}/infer": {"POST": V2_INFER},
+    "/v2/models/{model_name}/versions/{version}": {"GET": V2_VERSION},
+    "/v2/models/{model_name}/versions/{version}/ready": {"GET": V2_VERSION_READY},
+    "/v2/models/{model_name}/versions/{version}/infer": {"POST": V2_VERSION_INFER},
+    "/v2/repository/index": {"POST": V2_INDEX},
+    "/v2/repository/models/{model_name}/load": {"POST": V2_LOAD},
+    "/v2/repository/models/{model_name}/unload": {"POST": V2_UNLOAD},
     "/": {"GET": PAGE},
     "/docs": {"GET": PAGE},
     "/metrics": {"GET": PAGE},
@@ -35,6 +59,8 @@ ROUTES: dict[str, dict[str, str]] = {
 _FIXED = {path.encode(): methods for path, methods in ROUTES.items() if "{" not in path}
 _MODEL = ROUTES["/models/{model_name}"]
 _MODEL_INVOKE = ROUTES["/models/{model_name}/invoke"]
+#: /v2, what there is before the name, the name, the version, what there is behind.
+_V2 = re.compile(rb"(/v2(?:/repository)?/models/)([^/]+)(?:(/versions/)([^/]+))?(/[a-z]+)?")
 _name_ok = re.compile(r"[A-Za-z0-9._-]{1,256}").fullmatch
 _absolute = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 
@@ -57,6 +83,8 @@ def match(raw_path: bytes, method: str) -> tuple[str, str]:
         return operation, _name(raw_name)
     fixed = _FIXED.get(raw_path)
     if fixed is None:
+        if (named := _V2.fullmatch(raw_path)) is not None and (there := _v2_methods(named)) is not None:
+            return there.get(method) or _operation(there, method), _name(named[2])
         if (prefix := _absolute.match(raw_path)) is not None:  # RFC 9112 section 3.2.2: the absolute form
             return match(raw_path[prefix.end() :] or b"/", method)
         raise _no_route(raw_path)
@@ -67,9 +95,30 @@ def allowed(raw_path: bytes) -> str:
     """Return the Allow header of a path for which ``match`` raised BadMethod."""
     path = raw_path[prefix.end() :] if (prefix := _absolute.match(raw_path)) is not None else raw_path
     methods = _FIXED.get(path or b"/")
+    if methods is None and (found := _V2.fullmatch(path)) is not None:
+        methods = _v2_methods(found)
     if methods is None:
         methods = _MODEL_INVOKE if path.endswith(b"/invoke") else _MODEL
     return ", ".join([*methods, *(["HEAD"] if "GET" in methods else [])])
+
+
+def version_of(raw_path: bytes) -> str:
+    """Return the version in a path of /v2 that ``match`` knows, "" if it has none."""
+    found = _V2.search(raw_path)
+    return found[4].decode("utf-8", "backslashreplace") if found is not None and found[4] is not None else ""
+
+
+def is_v2(raw_path: bytes) -> bool:
+    """Say whether the path belongs to the KServe v2 protocol, whose errors have a form of their own."""
+    path = raw_path[prefix.end() :] if (prefix := _absolute.match(raw_path)) is not None else raw_path
+    return path == b"/v2" or path.startswith(b"/v2/")
+
+
+def _v2_methods(found: re.Match[bytes]) -> dict[str, str] | None:
+    """The methods of a path of /v2 that names a model; None if there is no such path."""
+    before, _, versions, _, behind = found.groups()
+    template = before + b"{model_name}" + (versions + b"{version}" if versions else b"") + (behind or b"")
+    return ROUTES.get(template.decode())
 
 
 def _operation(methods: dict[str, str], method: str) -> str:

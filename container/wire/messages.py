@@ -142,8 +142,19 @@ class Page(msgspec.Struct, frozen=True, array_like=True, tag=35):
     next_token: str = ""
 
 
+class Port(msgspec.Struct, frozen=True, array_like=True):
+    """A tensor that a model takes or gives: its v2 datatype, and its shape with -1 for any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
 class Description(msgspec.Struct, frozen=True, array_like=True, tag=36):
-    """One model. state: loading | ready | draining | quarantined. tier: device | host | disk."""
+    """One model. state: loading | ready | draining | quarantined. tier: device | host | disk.
+
+    version, inputs, outputs: of a Triton archive only, as its config.pbtxt declares them.
+    """
 
     id: int
     name: str
@@ -155,6 +166,9 @@ class Description(msgspec.Struct, frozen=True, array_like=True, tag=36):
     reason: str = ""
     task: str = ""
     kind: str = ""
+    version: str = ""
+    inputs: list[Port] = []
+    outputs: list[Port] = []
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, tag=37):
