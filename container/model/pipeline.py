@@ -158,9 +158,7 @@ def example_of(handler: Handler) -> Payload | None:
 # --- answering -------------------------------------------------------------------------------------------------------
 
 
-def answer(
-    handler: Handler, payloads: list[Payload], budget: int, max_items: int
-) -> Iterator[Results | Parts | None]:
+def answer(handler: Handler, payloads: list[Payload], budget: int, max_items: int) -> Iterator[Results | Parts | None]:
     """Yield (index, Payload or Failure) for each of ``payloads``, once, as soon as a batch is done.
 
     budget: units of ``handler.size`` in one run, padding included. max_items: inputs in one run. None is yielded

@@ -129,7 +129,7 @@ class Client:
         raise ServingError.from_failure(_failure_of(reply))
 
     async def ask(self, model: str, payload: Payload, deadline: float) -> Payload | Stream:
-        """Return the answer of ``model``, or its pieces if it comes in pieces. Raises the ServingError of its Failure."""
+        """Return the answer of ``model``, or its pieces if it comes so. Raises the ServingError of its Failure."""
         pending = self._future(m.Invoke(next(self._ids), model, payload, deadline, True))
         try:
             reply = await pending
@@ -202,10 +202,8 @@ class Client:
             self._write(m.Cancel(request_id))
 
     def _on_reply(self, reply: m.Reply) -> None:
-        if type(reply) is m.Chunk:  # more will come
-            resolve = self._pending.get(reply.id)
-        else:
-            resolve = self._pending.pop(reply.id, None)
+        find = self._pending.get if type(reply) is m.Chunk else self._pending.pop  # after a Chunk more comes
+        resolve = find(reply.id, None)
         if resolve is not None:
             resolve(reply)
 
