@@ -224,7 +224,11 @@ def _device_nodes(module: Any) -> list[tuple[Any, Any]]:
 
 
 class ExportedGraph:
-    """``torch.export.save``: TorchScript's successor."""
+    """``torch.export.save``: TorchScript's successor.
+
+    The file names the functions of its graph, any that can be reached from torch, so it counts as its author's code: it
+    never runs in the engine, and BERTH_ALLOW_CODE=off refuses it.
+    """
 
     weights_bytes = 0
 
@@ -258,7 +262,7 @@ class ExportedGraph:
 
 
 def _refuse_pickles(path: Path) -> None:
-    """Raise BadArchive where torch.export.load would unpickle objects or run compiled code: a graph is data."""
+    """Raise BadArchive where torch.export.load would unpickle objects other than tensors, or run compiled code."""
     try:
         with zipfile.ZipFile(path) as file:
             for name in file.namelist():

@@ -94,6 +94,11 @@ class Manifest(msgspec.Struct, frozen=True):
     identity: str = ""
     triton: Triton | None = None
 
+    @property
+    def brings_code(self) -> bool:
+        """Whether loading it runs what its author chose: ``code/``, or a torch.export file, which names functions."""
+        return bool(self.code_dir) or (self.triton is not None and self.triton.file.endswith(".pt2"))
+
 
 def read_berth_json(raw: bytes) -> Berth:
     """Return ``berth.json``. Raises BadArchive naming the key, and for an unknown one the nearest known name."""

@@ -116,7 +116,7 @@ class Loading:
         work = functools.partial(describe.describe, folder, program=self._settings.program, hf_task=hf_task)
         loop = asyncio.get_running_loop()
         manifest = model.manifest = await loop.run_in_executor(self._loaders, work)
-        if manifest.code_dir and not self._settings.allow_code:
+        if manifest.brings_code and not self._settings.allow_code:
             raise BadArchive(f"model {model.name!r} brings its own code and BERTH_ALLOW_CODE=off forbids that")
         model.runner = self._runners(manifest)
         predicted = await loop.run_in_executor(self._loaders, model.runner.predict, manifest)
