@@ -23,6 +23,10 @@ P = TypeVar("P", bound=msgspec.Struct)
 _IGNORED = frozenset({"options", "process", "task"})
 
 
+#: Texts in one request. A body of 25 MB could hold millions, each of which costs far more than its few bytes.
+MAX_TEXTS = 16_384
+
+
 class Body(NamedTuple):
     """What a request asks: ``inputs`` as they came, and the parameters by name, not yet checked."""
 
@@ -74,14 +78,24 @@ def _cell(line: str) -> str:
     return quoted[1].replace('""', '"') if quoted else stripped
 
 
-def texts(inputs: Any) -> tuple[list[str], bool]:
-    """Return the texts of ``inputs`` and whether it was one by itself. Raises BadInput for anything else or nothing."""
+def bounded(inputs: Sequence[Any], most: int) -> None:
+    """Raise BadInput when ``inputs`` holds nothing, or more than ``most``."""
+    if not inputs:
+        raise BadInput("inputs is an empty list; expected at least one member")
+    if len(inputs) > most:
+        raise BadInput(f"inputs has {len(inputs)} members; at most {most} are answered in one request")
+
+
+def texts(inputs: Any, most: int = MAX_TEXTS) -> tuple[list[str], bool]:
+    """Return the texts of ``inputs`` and whether it was one by itself.
+
+    Raises BadInput for anything else, for nothing, and for more than ``most``.
+    """
     if isinstance(inputs, str):
         return [inputs], True
     if not isinstance(inputs, list):
         raise BadInput(f"inputs is {shown(inputs)}; expected a text or a list of texts")
-    if not inputs:
-        raise BadInput("inputs is an empty list; expected at least one text")
+    bounded(inputs, most)
     for index, text in enumerate(inputs):
         if not isinstance(text, str):
             raise BadInput(f"inputs[{index}] is {shown(text)}; expected a text")

@@ -11,7 +11,7 @@ are cut, or refused with ``"truncate": false``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,6 +27,7 @@ from container.nets.config import Unsupported, fields
 from container.payload import Payload
 from handlers import body
 from handlers.encoders import BertEncoder, Encoder, TransformersEncoder, estimate
+from handlers.steps import in_inference, outcome
 
 Pooling = Literal["mean", "cls", "max", "none"]
 
@@ -150,27 +151,24 @@ class Embeddings(Handler):
 
     def predict(self, batch: list[Request]) -> list[Any]:
         """Return a vector [H], rows [n, H] or (pooling none) a list of [1, T, H] a request, float32."""
-        with torch.inference_mode():
-            tokens = self._encoder.tokenise([text for request in batch for text in request.texts])
-            asked = [request.pooling for request in batch for _ in request.texts]
-            vectors = self._vectors(tokens, asked)
-            answers: list[Any] = []
-            start = 0
-            for request in batch:
-                mine = slice(start, start + len(request.texts))
-                start = mine.stop
-                refused = self._too_long(request, tokens[mine])
-                answers.append(refused or _answer(request, vectors[mine]))
-            return answers
+        return outcome(self.steps(batch))
 
-    def _vectors(self, tokens: Sequence[Any], asked: Sequence[Pooling]) -> list[Tensor]:
-        """Return each text's vector [H], or [T, H] where no pooling is asked, on the CPU."""
-        found: list[Tensor] = [torch.empty(0)] * len(tokens)
-        for indices, hidden in self._encoder.hidden(tokens):
-            pooled = {way: _pool(hidden, way).float().cpu() for way in {asked[index] for index in indices}}
-            for row, index in enumerate(indices):
-                found[index] = pooled[asked[index]][row]
-        return found
+    def steps(self, batch: list[Request]) -> Iterator[list[Any] | None]:
+        """Yield None between runs of the network and the answers last."""
+        tokens = self._encoder.tokenise([text for request in batch for text in request.texts])
+        asked = [request.pooling for request in batch for _ in request.texts]
+        vectors: list[Tensor] = [torch.empty(0)] * len(tokens)  # each [H], or [T, H] where no pooling is asked
+        runs = self._encoder.hidden(tokens)
+        for _ in in_inference(runs, lambda parts: _collect(parts, asked, vectors)):
+            yield None
+        answers: list[Any] = []
+        start = 0
+        for request in batch:
+            mine = slice(start, start + len(request.texts))
+            start = mine.stop
+            refused = self._too_long(request, tokens[mine])
+            answers.append(refused or _answer(request, vectors[mine]))
+        yield answers
 
     def _too_long(self, request: Request, tokens: Sequence[Any]) -> BadInput | None:
         if request.truncate:
@@ -182,6 +180,14 @@ class Embeddings(Handler):
                     f"inputs[{index}] is {len(each)} tokens, the model reads {limit}; cut it or let truncate be true"
                 )
         return None
+
+
+def _collect(parts: Iterable[bert.Part], asked: Sequence[Pooling], vectors: list[Tensor]) -> None:
+    """Put what each text of ``parts`` asked for into ``vectors``, on the CPU in float32."""
+    for indices, hidden in parts:
+        pooled = {way: _pool(hidden, way).float().cpu() for way in {asked[index] for index in indices}}
+        for row, index in enumerate(indices):
+            vectors[index] = pooled[asked[index]][row]
 
 
 def _pool(hidden: Tensor, way: Pooling) -> Tensor:

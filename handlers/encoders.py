@@ -32,8 +32,8 @@ class Encoder(Protocol):
     def tokenise(self, texts: Sequence[Text]) -> Sequence[Any]:
         """Return each text as this encoder's tokens, uncut; ``len`` of one is its number of tokens."""
 
-    def hidden(self, tokens: Sequence[Any]) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield (indices into ``tokens``, hidden states [n, T, H]) for groups of one length, cut to ``limit``."""
+    def hidden(self, tokens: Sequence[Any]) -> Iterator[list[bert.Part]]:
+        """Yield, a run at a time, the last hidden states of ``tokens``, each cut to ``limit``."""
 
 
 def token_limit(model_dir: Path, positions: int) -> int:
@@ -63,10 +63,11 @@ class BertEncoder:
 
     def tokenise(self, texts: Sequence[Text]) -> Sequence[Any]:
         """Return the encodings of ``texts`` (objects of ``tokenizers``), which hold ids and types."""
-        short = [text[: self._cut_at] if isinstance(text, str) else text for text in texts]
+        end = self._cut_at
+        short = [text[:end] if isinstance(text, str) else (text[0][:end], text[1][:end]) for text in texts]
         return self._tokenizer.encode_batch_fast(short)
 
-    def hidden(self, tokens: Sequence[Any]) -> Iterator[tuple[list[int], Tensor]]:
+    def hidden(self, tokens: Sequence[Any]) -> Iterator[list[bert.Part]]:
         """See Encoder."""
         ids = [tokenizer.cut(each.ids, self.limit, tail=1) for each in tokens]
         types = [tokenizer.cut(each.type_ids, self.limit, tail=1) for each in tokens]
@@ -100,8 +101,9 @@ class TransformersEncoder:
             inputs = self._tokenizer.pad([tokens[index] for index in pack.order], return_tensors="pt")
             yield pack.order, self.model(**inputs), inputs["attention_mask"]
 
-    def hidden(self, tokens: Sequence[Any]) -> Iterator[tuple[list[int], Tensor]]:
+    def hidden(self, tokens: Sequence[Any]) -> Iterator[list[bert.Part]]:
         """See Encoder."""
         for order, answer, mask in self.run(tokens):
-            for row, (index, length) in enumerate(zip(order, mask.sum(1).tolist(), strict=True)):
-                yield [index], answer["last_hidden_state"][row : row + 1, :length]
+            states = answer["last_hidden_state"]
+            lengths = mask.sum(1).tolist()
+            yield [bert.Part([index], states[row : row + 1, : lengths[row]]) for row, index in enumerate(order)]

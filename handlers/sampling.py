@@ -68,8 +68,9 @@ def _one(logits: Tensor, row: Row) -> int:
     if not taste.do_sample:
         return int(scores.argmax())
     kept = min(taste.top_k or scores.numel(), scores.numel())
-    best, numbers = (scores / taste.temperature).topk(kept)  # sorted, the likeliest first
-    probabilities = best.softmax(0).cpu()
+    best, numbers = scores.topk(kept)  # sorted, the likeliest first
+    # Its score taken off, or a temperature near 0 would make infinities.
+    probabilities = ((best - best[0]) / taste.temperature).softmax(0).cpu()
     if taste.top_p < 1.0:
         before = probabilities.cumsum(0) - probabilities
         probabilities = probabilities[before < taste.top_p]  # the first is always kept: nothing is before it

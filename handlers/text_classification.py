@@ -10,7 +10,7 @@ problem_type means, as in transformers' pipeline).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from container.payload import Payload
 from handlers import body
 from handlers.encoders import BertEncoder, Text, TransformersEncoder, estimate
 from handlers.scores import Function, Parameters, ranked, usual
+from handlers.steps import in_inference, outcome
 
 
 class Request(NamedTuple):
@@ -83,8 +84,8 @@ class TextClassification(Handler):
             raise BadInput(
                 f"inputs is {body.shown(inputs)}; expected a text, an object with text and text_pair, or a list"
             )
-        if not single and not inputs:
-            raise BadInput("inputs is an empty list; expected at least one text")
+        if not single:
+            body.bounded(inputs, body.MAX_TEXTS)
         texts = [_text("inputs", inputs)] if single else [_text(f"inputs[{i}]", each) for i, each in enumerate(inputs)]
         return Request(texts, single, wanted.top_k, wanted.function_to_apply or self._function)
 
@@ -94,9 +95,14 @@ class TextClassification(Handler):
 
     def predict(self, batch: list[Request]) -> list[Any]:
         """Return a list of {"label", "score"} a text; for a request that was a list, a list of these."""
-        with torch.inference_mode():
-            tokens = self._encoder.tokenise([text for request in batch for text in request.texts])
-            logits = self._logits(tokens)
+        return outcome(self.steps(batch))
+
+    def steps(self, batch: list[Request]) -> Iterator[list[Any] | None]:
+        """Yield None between runs of the network and the answers last."""
+        tokens = self._encoder.tokenise([text for request in batch for text in request.texts])
+        logits = torch.empty(len(tokens), len(self._labels))
+        for _ in in_inference(self._runs(tokens), lambda run: logits.index_copy_(0, *run)):
+            yield None
         answers: list[Any] = []
         start = 0
         for request in batch:
@@ -104,19 +110,19 @@ class TextClassification(Handler):
             start = mine.stop
             refused = self._too_long(request, tokens[mine])
             answers.append(refused or self._answer(request, logits[mine]))
-        return answers
+        yield answers
 
-    def _logits(self, tokens: Sequence[Any]) -> Tensor:
-        """Return [n, classes] float32 on the CPU."""
-        found = torch.empty(len(tokens), len(self._labels))
+    def _runs(self, tokens: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (indices [n] into ``tokens``, their logits [n, classes] float32), on the CPU."""
         encoder = self._encoder
         if isinstance(encoder, TransformersEncoder):
             for order, answer, _ in encoder.run(tokens):
-                found[order] = answer["logits"].float().cpu()
-            return found
-        for indices, hidden in encoder.hidden(tokens):
-            found[indices] = bert.classify(encoder.weights, encoder.layout, hidden[:, 0]).float().cpu()
-        return found
+                yield torch.tensor(order), answer["logits"].float().cpu()
+            return
+        for parts in encoder.hidden(tokens):
+            order = [index for part in parts for index in part.indices]
+            first = torch.cat([part.hidden[:, 0] for part in parts])
+            yield torch.tensor(order), bert.classify(encoder.weights, encoder.layout, first).float().cpu()
 
     def _too_long(self, request: Request, tokens: Sequence[Any]) -> BadInput | None:
         """A single text is cut at its end; where to cut a pair is not ours to choose."""

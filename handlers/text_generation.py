@@ -24,6 +24,7 @@ from container.payload import Payload
 from handlers import body
 from handlers.generators import Gpt2Generator, TransformersGenerator
 from handlers.sampling import Row, Taste
+from handlers.steps import outcome
 
 Meta = msgspec.Meta
 Positive = Annotated[int, Meta(ge=1)]
@@ -35,6 +36,12 @@ _ABSENT = (
     *("watermark", "details", "decoder_input_details", "stream", "return_tensors", "truncate", "truncation"),
     *("min_length", "min_new_tokens", "max_time"),
 )
+
+
+#: Prompts in one request; each takes its share of one cache or waits for it.
+_MAX_PROMPTS = 256
+#: Far more than any token has (GPT-2's longest is 128 spaces).
+_CHARACTERS_PER_TOKEN = 1024
 
 
 class Parameters(msgspec.Struct, frozen=True):
@@ -97,7 +104,12 @@ class TextGeneration(Handler):
     def decode(self, payload: Payload) -> Request:
         """Return the Request in ``payload``."""
         inputs, given = body.read(payload)
-        texts, single = body.texts(inputs)
+        texts, single = body.texts(inputs, _MAX_PROMPTS)
+        for index, text in enumerate(texts):
+            if len(text) > self._generator.limit * _CHARACTERS_PER_TOKEN:  # not worth tokenising to count
+                raise BadInput(
+                    f"inputs[{index}] is {len(text)} characters; the model has {self._generator.limit} positions"
+                )
         for name in ("num_return_sequences", "num_beams", "best_of"):  # 1 asks for nothing that is not done
             if given.get(name) == 1:
                 del given[name]
@@ -123,9 +135,7 @@ class TextGeneration(Handler):
 
     def predict(self, batch: list[Request]) -> list[Any]:
         """Return [{"generated_text": ...}] a request; for a request that was a list, a list of these."""
-        *_, answers = self.steps(batch)
-        assert answers is not None, "steps end with the answers"
-        return answers
+        return outcome(self.steps(batch))
 
     def steps(self, batch: list[Request]) -> Iterator[list[Any] | None]:
         """Yield None between tokens and the answers last. Holds no thread's state between two steps."""

@@ -61,6 +61,13 @@ class Layout(NamedTuple):
     classifier: tuple[str, ...]
 
 
+class Part(NamedTuple):
+    """Texts of one length T out of a run. indices: which ones. hidden: their last hidden states [n, T, H]."""
+
+    indices: list[int]
+    hidden: Tensor
+
+
 def read(found: Mapping[str, Any]) -> Config:
     """Return the Config in config.json's ``found``. Raises Unsupported for what the functions here do not do."""
     if found.get("model_type", "bert") != "bert":
@@ -198,11 +205,11 @@ def forward_packed(
 
 def encode(
     weights: Weights, layout: Layout, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield (indices into ``texts``, their hidden states [n, T, H]) for each length T that occurs, shortest first.
+) -> Iterator[list[Part]]:
+    """Yield, a run at a time, the parts of ``texts`` that ran: together every text once, its padding cut off.
 
-    texts, types: token ids and their types (None = 0). One length may come in several parts. Without padding on a CPU,
-    where rows cost; padded on a GPU, where launches do.
+    texts, types: token ids and their types (None = 0). Without padding on a CPU, where rows cost; padded on a GPU,
+    where launches do.
     """
     if weights[layout.embeddings[0]].device.type == "cpu":
         return packed_runs(weights, layout, texts, types)
@@ -211,7 +218,7 @@ def encode(
 
 def packed_runs(
     weights: Weights, layout: Layout, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None
-) -> Iterator[tuple[list[int], Tensor]]:
+) -> Iterator[list[Part]]:
     """See encode. Texts are laid end to end."""
     device = weights[layout.embeddings[0]].device
     for pack in packing.pack([len(text) for text in texts], _RUN_TOKENS):
@@ -219,26 +226,28 @@ def packed_runs(
         kinds = None if types is None else sequences.end_to_end(types, pack).to(device)
         groups = [*pack.groups, (1, pack.filler)] if pack.filler else pack.groups
         hidden = forward_packed(weights, layout, ids, sequences.positions(pack).to(device), groups, kinds)
-        start = token = 0
+        parts, start, token = [], 0, 0
         for count, length in pack.groups:
-            part = hidden[token : token + count * length].view(count, length, -1)
-            yield pack.order[start : start + count], part
+            rows = hidden[token : token + count * length].view(count, length, -1)
+            parts.append(Part(pack.order[start : start + count], rows))
             start, token = start + count, token + count * length
+        yield parts
 
 
 def padded_runs(
     weights: Weights, layout: Layout, texts: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None
-) -> Iterator[tuple[list[int], Tensor]]:
+) -> Iterator[list[Part]]:
     """See encode. Texts of similar length lie side by side, padded to the longest."""
     device = weights[layout.embeddings[0]].device
     for pack in packing.pack([len(text) for text in texts], _RUN_TOKENS_GPU):
         ids, mask = sequences.side_by_side(texts, pack)
         kinds = None if types is None else sequences.side_by_side(types, pack)[0].to(device)
         hidden = forward(weights, layout, ids.to(device), None if mask is None else mask.to(device), kinds)
-        start = 0
+        parts, start = [], 0
         for count, length in pack.groups:
-            yield pack.order[start : start + count], hidden[start : start + count, :length]
+            parts.append(Part(pack.order[start : start + count], hidden[start : start + count, :length]))
             start += count
+        yield parts
 
 
 def classify(weights: Weights, layout: Layout, first: Tensor) -> Tensor:

@@ -22,10 +22,15 @@ class Unsupported(Exception):
 
 
 def fields(model_dir: Path, name: str = "config.json") -> dict[str, Any]:
-    """Return the JSON object in ``model_dir / name``, {} if there is no such file. Raises BadArchive."""
+    """Return the JSON object in ``model_dir / name``, {} if there is no such file; config.json must be there.
+
+    Raises BadArchive.
+    """
     try:
         raw = (model_dir / name).read_bytes()
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if name == "config.json":
+            raise BadArchive(f"no config.json in the model's folder {model_dir.name!r}") from error
         return {}
     try:
         found = msgspec.json.decode(raw)

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -257,6 +258,7 @@ def test_another_family_is_served_by_transformers_and_is_not_reentrant(tmp_path)
 def test_our_own_network_needs_no_transformers():
     script = f"""
 import sys
+import threading
 from pathlib import Path
 from container.handler import Context
 from handlers.embeddings import Embeddings
@@ -268,3 +270,21 @@ print("transformers" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_more_texts_than_one_run_holds_give_way_in_between_and_may_go_on_on_another_thread(minilm):
+    texts = [f"berth number {number} of the harbour, which is long and windy" for number in range(100)]
+    request = minilm.decode(payload(texts))
+    steps, seen = minilm.steps([request]), []
+    while not seen or seen[-1] is None:
+        thread = threading.Thread(target=lambda: seen.append(next(steps)))
+        thread.start()
+        thread.join()
+    assert len(seen) > 2
+    assert not torch.is_inference_mode_enabled()
+    assert np.array_equal(seen[-1][0], minilm.predict([request])[0])
+
+
+def test_a_body_of_millions_of_tiny_texts_is_refused(minilm):
+    with pytest.raises(BadInput, match="inputs has 16385 members; at most 16384"):
+        minilm.decode(payload(["a"] * 16_385))

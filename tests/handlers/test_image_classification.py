@@ -325,3 +325,15 @@ print("transformers" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_more_images_than_are_answered_in_one_request_are_refused_before_they_are_prepared(ours):
+    with pytest.raises(BadInput, match="inputs has 257 members; at most 256"):
+        ours.decode(payload(["aGk="] * 257))
+
+
+def test_long_work_gives_way_between_runs(ours):
+    request = ours.decode(payload([base64.b64encode(encoded(picture())).decode()] * 40))
+    seen = list(ours.steps([request]))
+    assert [each is None for each in seen] == [True, True, True, False]
+    assert len(seen[-1][0]) == 40

@@ -261,3 +261,19 @@ print("transformers" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_a_temperature_near_zero_is_greedy(ours):
+    assert written(ours, PROMPTS[0], do_sample=True, temperature=1e-30) == written(ours, PROMPTS[0])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (["a"] * 257, "inputs has 257 members; at most 256"),
+        (["a", "b" * 65_537], r"inputs\[1\] is 65537 characters; the model has 64 positions"),
+    ],
+)
+def test_prompts_that_could_only_be_counted_at_great_cost_are_refused_uncounted(ours, inputs, said):
+    with pytest.raises(BadInput, match=said):
+        ours.decode(payload(inputs))

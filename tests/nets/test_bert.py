@@ -1,4 +1,5 @@
 import threading
+from itertools import chain
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_texts_of_all_lengths_come_out_as_each_does_alone(runs):
     texts = [torch.randint(0, 120, (length,)).tolist() for length in (5, 30, 1, 5, 17, 40, 2)]
     types = [torch.randint(0, 2, (len(text),)).tolist() for text in texts]
     found = {}
-    for indices, hidden in runs(weights, layout, texts, types):
+    for indices, hidden in chain.from_iterable(runs(weights, layout, texts, types)):
         assert hidden.shape == (len(indices), len(texts[indices[0]]), 48)
         found.update(zip(indices, hidden, strict=True))
     assert sorted(found) == list(range(len(texts)))
@@ -80,9 +81,9 @@ def test_the_filler_of_a_run_may_be_longer_than_the_model_has_positions():
     weights = model.state_dict()
     layout = bert.layout_of(bert.read(fields(model)), weights)
     texts = [[1, 2, 3, 4, 5]] * 65  # 325 tokens, filled up to 384
-    (part,) = [hidden for _, hidden in bert.encode(weights, layout, texts)]
+    ((part,),) = bert.encode(weights, layout, texts)
     theirs = model(input_ids=torch.tensor(texts)).last_hidden_state
-    torch.testing.assert_close(part, theirs, atol=1e-5, rtol=0)
+    torch.testing.assert_close(part.hidden, theirs, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
@@ -92,8 +93,9 @@ def test_many_texts_are_cut_into_runs_and_none_is_lost(monkeypatch):
     weights = model.state_dict()
     layout = bert.layout_of(bert.read(fields(model)), weights)
     texts = [[number] * (1 + number % 7) for number in range(30)]
-    indices = [index for part, _ in bert.encode(weights, layout, texts) for index in part]
-    assert sorted(indices) == list(range(30))
+    runs = list(bert.encode(weights, layout, texts))
+    assert len(runs) > 5
+    assert sorted(index for run in runs for part in run for index in part.indices) == list(range(30))
 
 
 @torch.inference_mode()

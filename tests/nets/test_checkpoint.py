@@ -121,5 +121,7 @@ def test_a_broken_config_is_named(tmp_path, content):
         config.fields(tmp_path)
 
 
-def test_a_missing_config_is_empty(tmp_path):
-    assert config.fields(tmp_path) == {}
+def test_a_missing_file_is_empty_but_config_json_must_be_there(tmp_path):
+    assert config.fields(tmp_path, "tokenizer_config.json") == {}
+    with pytest.raises(BadArchive, match=r"no config\.json"):
+        config.fields(tmp_path)

@@ -1,0 +1,31 @@
+"""Long work in steps, so that other models get the device in between (Handler.steps)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+R = TypeVar("R")
+
+
+def in_inference(runs: Iterator[R], take: Callable[[R], object]) -> Iterator[None]:
+    """Hand each of ``runs`` to ``take``, both in inference mode, and yield between them.
+
+    Inference mode is the thread's, and the next step may come on another thread: it is never on across a yield.
+    """
+    while True:
+        with torch.inference_mode():
+            run = next(runs, None)
+            if run is None:
+                return
+            take(run)
+        yield
+
+
+def outcome(steps: Iterator[list[Any] | None]) -> list[Any]:
+    """Return what ``steps`` end with: what ``predict`` is for a handler whose work is written as steps."""
+    *_, answers = steps
+    assert answers is not None, "steps end with the answers"
+    return answers
