@@ -11,7 +11,12 @@ from container import __version__
 from container.settings import BadSetting
 
 #: verb -> module; imported only when used, so that ``berth --help`` is instant.
-VERBS = {"serve": "container.cli.serve"}
+VERBS = {
+    "serve": "container.cli.serve",
+    "deploy": "container.cli.deploy",
+    "invoke": "container.cli.invoke",
+    "endpoint": "container.cli.endpoint",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
