@@ -9,11 +9,10 @@ Does not cover: models that were loaded by POST /models or at start; joining the
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import dataclass, field
 
 from container import log
-from container.engine.loading import Loading
+from container.engine.loading import Loading, real_path
 from container.engine.models import Registry
 from container.errors import ModelExists, ModelNotFound, ServingError
 from container.wire import messages as m
@@ -47,7 +46,7 @@ class Attachments:
 
         A name that is on its way out, or held for another folder, is waited for. Raises whatever the load raises.
         """
-        url = os.path.realpath(request.url)
+        url = str(real_path(request.url) or request.url)
         while (there := self._attached.get(request.name)) is not None and (there.leaving or there.url != url):
             await there.gone.wait()
         if there is None:
@@ -75,7 +74,7 @@ class Attachments:
             return await self._loading.load(m.Load(request.id, request.name, request.url), kept=False)
         except ModelExists:
             there = self._models.get(request.name)
-            if there is None or os.path.realpath(there.url) != attached.url:
+            if there is None or str(real_path(there.url)) != attached.url:
                 self._forget(request.name, attached)
                 raise
             attached.ours = False

@@ -151,12 +151,12 @@ class Loading:
 
     def _folder(self, url: str) -> Path:
         """Return the folder of ``url``. Raises BadModelPath or ModelMissing."""
-        folder = Path(os.path.realpath(url.removeprefix("file://").replace("\0", "")))
         roots = [Path(os.path.realpath(root)) for root in self._settings.models_roots]
-        if "\0" in url or not any(root in (folder, *folder.parents) for root in roots):
+        folder = real_path(url)
+        if folder is None or not any(root in (folder, *folder.parents) for root in roots):
             raise BadModelPath(
                 f"url {url[:200]!r} is not under a folder that models may be loaded from: "
-                f"{', '.join(map(str, self._settings.models_roots))} (SAGEMAKER_BASE_DIR sets the first two)"
+                f"{self._settings.base_dir}/models and {self._settings.base_dir}/model (SAGEMAKER_BASE_DIR sets where)"
             )
         if not folder.is_dir():
             raise ModelMissing(f"url {url[:200]!r}: there is no such folder; it must hold the extracted archive")
@@ -220,6 +220,16 @@ class Loading:
         self._remove(model)
         _log.info("unloaded %s, %d bytes are back", model.name, freed)
         return m.Unloaded(request.id, freed)
+
+
+def real_path(url: str) -> Path | None:
+    """Return where ``url`` leads once every link is followed, None if it leads nowhere that may be looked at."""
+    if "\0" in url:
+        return None
+    try:
+        return Path(os.path.realpath(url.removeprefix("file://")))
+    except OSError:  # a link that this user may not read, as those under /proc
+        return None
 
 
 def _newest_mtime_ns(folder: Path) -> int:
