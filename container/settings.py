@@ -80,6 +80,12 @@ def _port_range(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def _service(text: str) -> str:
+    if not re.fullmatch(r"/.+\.py:\w+", text):
+        raise ValueError("a file and its function or class, /path/service.py:handle")
+    return text
+
+
 def _setting(name: str, read: Callable[[str], Any], default: Any, text: str, shown: str | None = None) -> Any:
     meta = {"env": name, "read": read, "text": text, "shown": shown if shown is not None else str(default)}
     return dataclasses.field(default=default, metadata=meta)
@@ -112,6 +118,9 @@ class Settings:
         "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", str, "application/json", "answer's type when Accept is missing or `*/*`"
     )
     program: str = _setting("SAGEMAKER_PROGRAM", str, "inference.py", "name of the script in an archive's `code/`")
+    service: str = _setting(
+        "SAGEMAKER_HANDLER", _service, "", "service for archives that bring no code: `/path/service.py:handle`"
+    )
     hf_task: str = _setting("HF_TASK", str, "", "task of a single model whose architecture does not tell")
     triton_model: str = _setting(
         "SAGEMAKER_TRITON_DEFAULT_MODEL_NAME",

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from container.archive import mar
 from container.archive.architectures import task_named, task_of
 from container.archive.manifest import Batch, Berth, Kind, Manifest, Triton, read_berth_json
 from container.archive.tree import Tree
@@ -40,17 +41,21 @@ class _Found(NamedTuple):
     program: str = ""
 
 
-def describe(folder: Path, *, program: str = "inference.py", hf_task: str = "") -> Manifest:
+def describe(folder: Path, *, program: str = "inference.py", hf_task: str = "", service: str = "") -> Manifest:
     """Return what ``folder`` is. Nothing in it is imported or run.
 
     program: the script's name in ``code/`` (SAGEMAKER_PROGRAM). hf_task: the task where neither berth.json nor the
-    architecture tells one (HF_TASK, ours or the hub's name).
+    architecture tells one (HF_TASK, ours or the hub's name). service: "/path/file.py:handle" for archives that bring no
+    code of their own (SAGEMAKER_HANDLER).
     Raises ModelMissing, or BadArchive saying what was looked for, what is there and the likely mend.
     """
     folder = folder.absolute()
     tree = Tree.walk(folder)
     berth = read_berth_json(tree.read("berth.json")) if tree.has("berth.json") else Berth()
     found = _detect(tree, PurePosixPath(program).name, berth)
+    if service and (found is None or found.kind in ("folder", "triton", "tabular", "tasks")) and not berth.task:
+        file = PurePosixPath(service.rpartition(":")[0])
+        found = _Found("mar", code=str(file.parent), program=service.rpartition("/")[2])
     if found is None:
         raise BadArchive(_nothing(tree, program))
     home = tree.sub(found.home)
@@ -76,7 +81,7 @@ def describe(folder: Path, *, program: str = "inference.py", hf_task: str = "") 
         architectures=architectures,
         weights_bytes=_weights_bytes(home) if triton is None else home.files[triton.file].size,
         requirements=str(folder / requirements) if requirements and _asks(tree, requirements) else "",
-        settings=_batched(berth, triton) if triton is not None else berth,
+        settings=_settings(home, berth, found.kind, triton),
         identity=tree.identity(),
         triton=triton,
     )
@@ -97,6 +102,12 @@ def _detect(tree: Tree, program: str, berth: Berth) -> _Found | None:
 
 
 def _chosen_handler(tree: Tree, handler: str) -> _Found:
+    service = re.fullmatch(r"((?:code/)?)([^/:]+\.py):\w+", handler)
+    if service is not None:  # multi-model-server's way to write it: a file, and its function or class
+        folder = next((one for one in (service[1] or "", "code/") if tree.has(one + service[2])), None)
+        if folder is None:
+            raise BadArchive(f"berth.json: handler is {handler!r}, but {service[2]} is not in the archive")
+        return _Found("mar", code=folder.removesuffix("/"), program=handler.rpartition("/")[2])
     module, colon, name = handler.partition(":")
     path = f"code/{module.replace('.', '/')}"
     if not colon or not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
@@ -136,6 +147,12 @@ def _triton(tree: Tree, program: str) -> _Found | None:
     return None
 
 
+def _settings(home: Tree, berth: Berth, kind: Kind, triton: Triton | None) -> Berth:
+    if triton is not None:
+        return _batched(berth, triton)
+    return _served(home, berth) if kind == "mar" else berth
+
+
 def _batched(berth: Berth, triton: Triton) -> Berth:
     """``berth`` with the batching of config.pbtxt, unless it says its own."""
     if triton.max_batch_size == 0 or berth.batch != Batch():
@@ -144,13 +161,21 @@ def _batched(berth: Berth, triton: Triton) -> Berth:
 
 
 def _mar(tree: Tree, program: str) -> _Found | None:
-    if not tree.has("MAR-INF/MANIFEST.json"):
-        return None
-    model = _json(tree, "MAR-INF/MANIFEST.json").get("model")
-    handler = model.get("handler") if isinstance(model, dict) else None
-    if not isinstance(handler, str) or not handler:
-        raise BadArchive("MAR-INF/MANIFEST.json names no model.handler")
-    return _Found("mar", code="", program=handler)
+    for home in ("", *(tree.folders() if len(tree.folders()) == 1 else ())):
+        inside = tree.sub(home)
+        if inside.has(mar.MANIFEST):
+            handler = mar.model_of(mar.read_manifest(inside.read(mar.MANIFEST))).get("handler")
+            if not isinstance(handler, str) or not handler:
+                raise BadArchive(f"{mar.MANIFEST} names no model.handler")
+            return _Found("mar", home, home, handler)
+    return None
+
+
+def _served(tree: Tree, berth: Berth) -> Berth:
+    """The settings of a service's archive, with what its own files say of batches and time."""
+    manifest = mar.read_manifest(tree.read(mar.MANIFEST)) if tree.has(mar.MANIFEST) else {}
+    name = mar.config_name(manifest)
+    return mar.settings_of(berth, manifest, mar.read_config(tree.read(name), name) if tree.has(name) else {})
 
 
 def _handler(tree: Tree, program: str) -> _Found | None:

@@ -113,7 +113,8 @@ class Loading:
     async def _bring_in(self, model: Model, folder: Path, kept: bool) -> None:
         """ABSENT to READY, with the supervisor told last."""
         hf_task = self._settings.hf_task if model.name == SINGLE else ""
-        work = functools.partial(describe.describe, folder, program=self._settings.program, hf_task=hf_task)
+        told = {"program": self._settings.program, "hf_task": hf_task, "service": self._settings.service}
+        work = functools.partial(describe.describe, folder, **told)
         loop = asyncio.get_running_loop()
         manifest = model.manifest = await loop.run_in_executor(self._loaders, work)
         if manifest.brings_code and not self._settings.allow_code:

@@ -73,15 +73,17 @@ def describe(error: BaseException) -> str:
         text = "".join(traceback.format_exception_only(type(error), error)).partition(": ")[2].strip()
     # toolkit's errors take (status_code, message, phrase); their str() is that tuple
     own = getattr(error, "message", None)
-    if isinstance(own, str) and isinstance(getattr(error, "status_code", None), int):
+    if isinstance(own, str) and status_of(error) is not None:
         text = own
     text = _PACKAGE.sub("", _PATH.sub(r"\1", text))
     return (f"{type(error).__name__}: {text}" if text else type(error).__name__)[:MAX_TEXT]
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status an author's exception asks for by ``status_code``, as sagemaker-inference's do."""
-    status = getattr(error, "status_code", None)
+    """Return the HTTP status that an author's exception asks for: ``status_code`` (sagemaker-inference), or
+    ``error_code`` (multi-model-server's and TorchServe's PredictionException).
+    """
+    status = getattr(error, "status_code", getattr(error, "error_code", None))
     return status if isinstance(status, int) and 400 <= status <= 599 else None
 
 

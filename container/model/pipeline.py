@@ -108,7 +108,7 @@ def open_model(manifest: Manifest, context: Context) -> Opened:
 
     Raises BadArchive, OutOfMemory or LoadFailed with the author's message; then nothing of the model is left.
     """
-    namespace = Namespace(context.name, Path(manifest.code_dir)) if manifest.kind in ("script", "handler") else None
+    namespace = Namespace(context.name, Path(manifest.code_dir)) if manifest.code_dir and manifest.program else None
     _reported.pop(context.name, None)
     opening = _Opening(context.name, manifest, namespace)
     try:

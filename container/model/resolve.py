@@ -19,6 +19,7 @@ from container.errors import BadArchive, ServingError
 from container.handler import Handler
 from container.model.functions import ScriptHandler
 from container.model.imports import Namespace
+from container.model.services import ServiceHandler
 
 Place = Literal["engine", "guests", "own"]
 
@@ -74,8 +75,10 @@ def resolve(manifest: Manifest, namespace: Namespace | None) -> Handler:
     """
     if manifest.kind in ("folder", "tabular", "triton"):
         return _task_class(manifest.task)()
-    if manifest.kind in ("script", "handler"):
+    if manifest.kind in ("script", "handler", "mar"):
         assert namespace is not None, f"a {manifest.kind} has code"
+        if manifest.kind == "mar":
+            return ServiceHandler(manifest.program, namespace)
         if manifest.kind == "handler":
             return _own_class(manifest.program, namespace)()
         stock = partial(_stock, manifest.task) if manifest.architectures else None
