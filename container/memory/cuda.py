@@ -1,0 +1,75 @@
+"""The CUDA calls of the tiers, all of them. Not yet run on a GPU: written from torch's sources (2.13) and speed.md.
+
+Copies run on a stream of their own, which torch makes non-blocking: the legacy default stream, on which every lane
+computes, does not wait for it. Host memory is locked by cudaHostRegister: torch's own pinned allocator rounds each
+block up to a power of two (speed.md, section 2c). Memory locked that way is unknown to torch's bookkeeping of streams,
+so ``blocks`` keeps a slot until the copies out of it have passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+
+from container.memory.arena import Event
+from container.memory.device import Piece
+
+#: Parts of torch.cuda are not annotated.
+_cuda: Any = torch.cuda
+_PORTABLE = 1  # cudaHostRegisterPortable: locked for every context of the process
+
+
+class CudaDevice:
+    """See ``memory/device``; ``name`` and ``compute`` are "cuda:N"."""
+
+    def __init__(self, name: str) -> None:
+        self.name = self.compute = name
+        self._device = torch.device(name)
+        _cuda.init()
+        self._copies = _cuda.Stream(self._device)
+
+    def block(self, nbytes: int) -> torch.Tensor:
+        """Return device memory from torch's allocator; blocks this large are a cudaMalloc of their own."""
+        return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+
+    def pin(self, memory: torch.Tensor) -> bool:
+        """Register ``memory``; its pages should be there (written once) before."""
+        with _cuda.device(self._device):
+            return int(_cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), _PORTABLE)) == 0
+
+    def unpin(self, memory: torch.Tensor) -> None:
+        """Unregister ``memory``."""
+        with _cuda.device(self._device):
+            _cuda.cudart().cudaHostUnregister(memory.data_ptr())
+
+    def pinned(self, nbytes: int) -> torch.Tensor:
+        """Return memory of torch's pinned allocator, which takes the next power of two for it."""
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def copy(self, pieces: Iterable[Piece]) -> Event:
+        """Queue one cudaMemcpyAsync a piece on the copy stream."""
+        with _cuda.stream(self._copies):
+            for target, source in pieces:
+                target.copy_(source, non_blocking=True)
+            event = _cuda.Event()
+            event.record(self._copies)
+        return cast(Event, event)
+
+    def mark(self) -> Event:
+        """Record an event on the stream that all lanes compute on (no thread of ours sets another)."""
+        event = _cuda.Event()
+        event.record(_cuda.default_stream(self._device))
+        return cast(Event, event)
+
+    def drop(self, memory: torch.Tensor) -> None:
+        """Nothing: the next owner overwrites it."""
+
+    def trim(self) -> None:
+        """Return cached, free blocks to the driver."""
+        _cuda.empty_cache()
+
+    def free_bytes(self) -> int:
+        """Return what cudaMemGetInfo says is free."""
+        return int(_cuda.mem_get_info(self._device)[0])
