@@ -41,3 +41,12 @@ def test_weights_at_an_odd_address_as_in_a_mapped_file_give_the_same():
     raw = torch.randn(512 * 256 + 1) / 16
     odd = raw[1:].view(512, 256)
     torch.testing.assert_close(linear(x, odd, bias), F.linear(x, odd.clone(), bias), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(module._onednn is None, reason="this torch has no oneDNN for x86")
+def test_large_products_take_the_fast_kernel_and_small_ones_do_not(monkeypatch):
+    taken, kernel = [], module._onednn
+    monkeypatch.setattr(module, "_onednn", lambda x, *rest: taken.append(tuple(x.shape)) or kernel(x, *rest))
+    for rows, width in ((16, 256), (2, 16), (1, 256)):
+        linear(torch.randn(rows, width), torch.randn(512, width), None)
+    assert taken == [(16, 256)]
