@@ -86,6 +86,25 @@ def _service(text: str) -> str:
     return text
 
 
+#: The controls of SageMaker's secure mode, as DJL Serving knows them.
+CONTROLS = (
+    "DISALLOW_CUSTOM_INFERENCE_SCRIPTS",
+    "DISALLOW_REQUIREMENTS_TXT",
+    "DISALLOW_TRUST_REMOTE_CODE",
+    "DISALLOW_PICKLE_FILES",
+    "DISALLOW_CHAT_TEMPLATE",
+)
+
+
+def _controls(text: str) -> frozenset[str]:
+    """A control that this build does not know is kept: the platform may name newer ones, and they are logged."""
+    return frozenset(filter(None, (part.strip() for part in text.split(","))))
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(Path(part.strip()) for part in text.split(",") if part.strip())
+
+
 def _setting(name: str, read: Callable[[str], Any], default: Any, text: str, shown: str | None = None) -> Any:
     meta = {"env": name, "read": read, "text": text, "shown": shown if shown is not None else str(default)}
     return dataclasses.field(default=default, metadata=meta)
@@ -152,6 +171,24 @@ class Settings:
     allow_pickle: bool = _setting(
         "BERTH_ALLOW_PICKLE", _on_off, True, "off: only safetensors; on: pickles with weights_only", "on"
     )
+    signatures: Literal["off", "warn", "require"] = _setting(
+        "BERTH_SIGNATURES",
+        _switch("off", "warn", "require"),
+        "off",
+        "require: only archives with a `model.sig` of a known key are loaded (SECURITY.md)",
+    )
+    signature_keys: Path | None = _setting(
+        "BERTH_SIGNATURE_KEYS", Path, None, "public key in PEM, or a folder of them, for BERTH_SIGNATURES", ""
+    )
+    secure_mode: bool = _setting(
+        "SAGEMAKER_SECURE_MODE", _true_false, False, "true: the two variables below hold, as in DJL Serving"
+    )
+    security_controls: frozenset[str] = _setting(
+        "SAGEMAKER_SECURITY_CONTROLS", _controls, frozenset(), "what archives may not bring: " + ", ".join(CONTROLS), ""
+    )
+    untrusted_channels: tuple[Path, ...] = _setting(
+        "SAGEMAKER_UNTRUSTED_CHANNELS", _paths, (), "folders whose models are searched for forbidden files", ""
+    )
     front_workers: int = _setting("BERTH_FRONT_WORKERS", _whole(1, 64), 1, "HTTP processes")
     queue_length: int = _setting("BERTH_QUEUE_LENGTH", _whole(1, 100_000), 100, "requests that may wait for one model")
     state_dir: Path = _setting(
@@ -194,7 +231,18 @@ class Settings:
             except ValueError as error:
                 raise BadSetting(f"{name}={text!r} cannot be used: expected {error}") from error
         values.setdefault("state_dir", _default_state_dir())
-        return Settings(**values)
+        settings = Settings(**values)
+        settings._check_together()
+        return settings
+
+    def _check_together(self) -> None:
+        """Raise BadSetting for variables that say nothing without another."""
+        if self.secure_mode and not (self.security_controls and self.untrusted_channels):
+            raise BadSetting(
+                "SAGEMAKER_SECURE_MODE=true needs SAGEMAKER_SECURITY_CONTROLS and SAGEMAKER_UNTRUSTED_CHANNELS"
+            )
+        if self.signatures != "off" and self.signature_keys is None:
+            raise BadSetting(f"BERTH_SIGNATURES={self.signatures} needs BERTH_SIGNATURE_KEYS, a public key or a folder")
 
     @staticmethod
     def of_process(**changes: str) -> Settings:

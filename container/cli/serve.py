@@ -17,7 +17,7 @@ from pathlib import Path
 from container import log, supervise
 from container.archive import unpack
 from container.errors import ServingError
-from container.settings import BadSetting, Settings
+from container.settings import CONTROLS, BadSetting, Settings
 from container.wire import messages as m
 
 _SUFFIXES = (".tar.gz", ".tgz", ".tar")
@@ -44,6 +44,8 @@ def run(options: argparse.Namespace) -> int:
         changes["BERTH_DOOR"] = options.door
     settings = Settings.of_process(**changes)
     log.configure("supervisor", settings.log_level)
+    if settings.secure_mode and (unknown := settings.security_controls.difference(CONTROLS)):
+        log.get(__name__).warning("controls of secure mode that this build does not know: %s", sorted(unknown))
     try:
         first = _first_models(settings)
     except ServingError as error:
@@ -69,8 +71,17 @@ def _first_models(settings: Settings) -> list[m.Registered]:
                 first.append(m.Registered(name, str(path.absolute())))
             elif path.name.endswith(_SUFFIXES):
                 plain = name[: -len(next(s for s in _SUFFIXES if name.endswith(s)))]
-                first.append(m.Registered(plain, str(_unpacked(path, settings))))
+                first += _packed_model(plain, path, settings)
     return first
+
+
+def _packed_model(name: str, archive: Path, settings: Settings) -> list[m.Registered]:
+    """Return the model in ``archive``, nothing with the reason in the log if it cannot be unpacked."""
+    try:
+        return [m.Registered(name, str(_unpacked(archive, settings)))]
+    except ServingError as error:
+        log.get(__name__).error("model %s is not loaded: %s: %s", name, error.code, error)
+        return []
 
 
 def _chosen(single: Path, name: str) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from container import log
-from container.archive import describe
+from container.archive import describe, policy
 from container.archive.manifest import Manifest
 from container.engine.calls import Calls
 from container.engine.lifecycle import Life, Residency
@@ -117,8 +117,7 @@ class Loading:
         work = functools.partial(describe.describe, folder, **told)
         loop = asyncio.get_running_loop()
         manifest = model.manifest = await loop.run_in_executor(self._loaders, work)
-        if manifest.brings_code and not self._settings.allow_code:
-            raise BadArchive(f"model {model.name!r} brings its own code and BERTH_ALLOW_CODE=off forbids that")
+        await loop.run_in_executor(self._loaders, policy.check, folder, manifest, self._settings)
         model.runner = self._runners(manifest)
         predicted = await loop.run_in_executor(self._loaders, model.runner.predict, manifest)
         self._register(model, predicted)
