@@ -46,7 +46,7 @@ image: ## build the Docker image berth:dev (BASE_IMAGE= TORCH_INDEX_URL= EXTRAS=
 	@sh .ci/image.sh
 
 test-image: setup image ## what is pushed is what is tested: the image, run by a real engine
-	@sh .ci/docker.sh registry
+	@sh .ci/docker.sh tools
 	@$(BIN)/python -m pytest -m image tests/image
 
 lock: ## resolve requirements/*.lock again from pyproject.toml (UPGRADE=--upgrade)

@@ -1,8 +1,8 @@
 #!/bin/sh
-# A docker engine for the verbs that need one.  sh .ci/docker.sh start | stop | registry
+# A docker engine for the verbs that need one.  sh .ci/docker.sh start | stop | tools
 # start: nothing where one answers; else, as root, Debian's docker.io is installed if missing and dockerd started, apart
 # from this terminal. stop: ends the engine that start has started, no other.
-# registry: Debian's docker-registry is installed if it is missing; the tests start and end it themselves.
+# tools: docker-registry and docker-compose are installed if they are missing; the tests start and end them themselves.
 set -eu
 
 STARTED=/run/berth-dockerd.pid
@@ -42,17 +42,21 @@ stop() {
     for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.2; done
 }
 
-registry() {
-    ! command -v docker-registry >/dev/null || return 0
-    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || fail "no docker-registry here: apt-get install docker-registry"
-    echo "== docker-registry"
-    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends docker-registry; } \
-        >"$LOG" 2>&1 || { tail -5 "$LOG" >&2; fail "apt-get cannot install docker-registry"; }
+tools() {
+    missing=""
+    command -v docker-registry >/dev/null || missing="docker-registry"
+    command -v docker-compose >/dev/null || docker compose version >/dev/null 2>&1 || missing="$missing docker-compose"
+    [ -n "$missing" ] || return 0
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || fail "missing here: apt-get install $missing"
+    echo "== $missing"
+    # shellcheck disable=SC2086 (a list of words)
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $missing; } \
+        >"$LOG" 2>&1 || { tail -5 "$LOG" >&2; fail "apt-get cannot install $missing"; }
 }
 
 case "${1:-}" in
     start) start ;;
     stop) stop ;;
-    registry) registry ;;
-    *) fail "sh .ci/docker.sh start | stop | registry" ;;
+    tools) tools ;;
+    *) fail "sh .ci/docker.sh start | stop | tools" ;;
 esac

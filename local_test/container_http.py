@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -105,6 +106,12 @@ class Container:
         with _said(within_s):
             answer = self._open("POST", _invoke_path(name), within_s, call.body, call.headers, whole=False)
         return Answer(answer.status, b"", answer.headers), self._pieces(answer, within_s)
+
+    def memory(self, within_s: float) -> dict[str, int]:
+        """Return the container's own figures of model memory by kind, {} if it tells none. Raises NoAnswer."""
+        text = self._send("GET", "/metrics", within_s).body.decode(errors="replace")
+        found = re.findall(r'^berth_memory_bytes\{[^}]*kind="(\w+)"[^}]*\} (\S+)$', text, re.MULTILINE)
+        return {kind: int(float(figure)) for kind, figure in found}
 
     def close(self) -> None:
         """Close the connections."""

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from local_test import aws, event_stream
 from local_test.bucket import Artifact, Bucket
 from local_test.container_http import Answer, Call, Container, Limits, NoAnswer
 from local_test.health import Health
 from local_test.instance import Instance
+from local_test.routing import Burden, choose
 
-
-class Burden(NamedTuple):
-    """What routing knows of one container."""
-
-    has_model: bool
-    in_flight: int
-    models: int
-
-
-def choose(burdens: Sequence[Burden]) -> int:
-    """Return the index of the container that gets a call: one that has the model, else the emptiest.
-
-    Does not cover: a hot model on several containers. Only the container that has it is ever asked.
-    """
-    return min(range(len(burdens)), key=lambda i: (not burdens[i].has_model, burdens[i].models, burdens[i].in_flight))
+log = logging.getLogger(__name__)
 
 
 class Endpoint:
@@ -92,6 +79,7 @@ class Endpoint:
                     "pingP99Ms": each.ping_p99_ms(),
                     "loaded": [known.get(name, name) for name in each.instance.names()],
                     "inFlight": each.instance.in_flight(),
+                    "memoryBytes": _memory(each.instance.container, self.limits.ping_s),
                 }
                 for each in self.health
             ],
@@ -113,9 +101,14 @@ class Endpoint:
         healthy = [each.instance for each in self.health if each.state == "healthy"]
         if not healthy:
             raise aws.not_in_service("; ".join(f"{h.instance.container.url}: {h.reason}" for h in self.health))
-        held = [each.names() for each in healthy]
-        burdens = [Burden(name in names, one.in_flight(), len(names)) for names, one in zip(held, healthy, strict=True)]
-        return healthy[choose(burdens)]
+        chosen = healthy[choose([_burden(each, name) for each in healthy])]
+        if name is not None and len(healthy) > 1:
+            self._tell_of_copies(name, chosen, healthy)
+        return chosen
+
+    def _tell_of_copies(self, name: str, chosen: Instance, healthy: Sequence[Instance]) -> None:
+        if not _burden(chosen, name).has_model and any(_burden(each, name).has_model for each in healthy):
+            log.info("%s is hot; %s gets it too", name, chosen.container.url)
 
     def _retire_older(self, model: Artifact) -> None:
         with self._lock:
@@ -124,6 +117,18 @@ class Endpoint:
         if older is not None and older != model.name:
             for each in self.health:
                 each.instance.retire(older)
+
+
+def _burden(instance: Instance, name: str | None) -> Burden:
+    names, calls = instance.names(), instance.calls(name)
+    return Burden(name in names or calls > 0, calls, instance.in_flight(), len(names))
+
+
+def _memory(container: Container, within_s: float) -> dict[str, int]:
+    try:
+        return container.memory(within_s)
+    except NoAnswer:
+        return {}
 
 
 def _frames(pieces: Iterator[bytes]) -> Iterator[bytes]:

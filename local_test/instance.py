@@ -48,6 +48,11 @@ class Instance:
         with self._changed:
             return self._residents.in_flight()
 
+    def calls(self, name: str | None) -> int:
+        """Return how many requests are under way for one model; it is loaded or loading then."""
+        with self._changed:
+            return self._residents.calls(name)
+
     def invoke(self, model: Artifact, call: Call) -> Answer:
         """Return the container's answer, whatever its status, with the model loaded first if need be.
 

@@ -34,6 +34,10 @@ class Residents:
         """Return how many holds there are in all."""
         return self._holds.total()
 
+    def calls(self, name: str | None) -> int:
+        """Return how many holds there are on ``name``."""
+        return 0 if name is None else self._holds[name]
+
     def is_loaded(self, name: str) -> bool:
         """True when the container is believed to hold ``name``."""
         return name in self._loaded
