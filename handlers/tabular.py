@@ -36,6 +36,7 @@ class Tabular(Handler):
     """Rows to predictions."""
 
     task = "tabular"
+    example = Payload(b"1997,2527,6,2.5,0.57,1", "text/csv")  # as many columns as this model has, once loaded
 
     _booster: Any
     _features: int
@@ -60,7 +61,7 @@ class Tabular(Handler):
         self.weights_bytes = file.stat().st_size
         self.reentrant = True  # inplace_predict locks nothing and keeps nothing
         row = ",".join(["1"] * self._features).encode()
-        self.example = Payload(row, "text/csv")  # type: ignore[misc]  # how many columns is the model's own affair
+        self.example = Payload(row, "text/csv")  # how many columns is the model's own affair
 
     def decode(self, payload: Payload) -> Rows | None:
         """Return the rows [n, features] in ``payload`` as float32, None for an empty body."""

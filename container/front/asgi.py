@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from container import log
 from container.errors import BadMethod, BadRequest, Internal, MediaType, ModelTimeout, ServingError
@@ -20,22 +20,34 @@ from container.front import control, errors, routes, v2
 from container.front.counts import Requests
 from container.front.errors import Answer
 from container.front.flights import LIMIT_S, Flights
-from container.front.headers import TARGET_MODEL, answer_of, fields_of, payload_of, request_id_of
+from container.front.headers import (
+    TARGET_MODEL,
+    Streamed,
+    answer_of,
+    fields_of,
+    payload_of,
+    request_id_of,
+    streamed_of,
+)
 from container.front.health import Health
 from container.front.intake import Body, Budget, Receive, declared_length
 from container.payload import Payload
 from container.settings import Settings
 from container.wire.client import Client
+from container.wire.stream import Stream
 
 _log = log.get(__name__)
 
 Scope = dict[str, Any]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+T = TypeVar("T")
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: A body of POST /models holds two short strings.
 _CONTROL_BODY_BYTES = 1 << 20
 _REPORT_S = 1.0
+#: What the platform waits for the end of a streamed answer (contract.md section 1.2).
+STREAM_S = 480.0
 #: Counted for a caller that hung up before its answer; nobody ever receives it.
 _HUNG_UP = 499
 
@@ -55,7 +67,7 @@ class App:
         self.flights = Flights()
         self.health = Health(client, settings)
         self.requests = Requests()
-        self.operations: dict[str, Callable[[str, Scope, Receive], Awaitable[Answer]]] = {
+        self.operations: dict[str, Callable[[str, Scope, Receive], Awaitable[Answer | Streamed]]] = {
             routes.INVOKE: self._invoke,
             routes.INVOCATIONS: self._invocations,
             routes.PING: self._ping,
@@ -80,6 +92,9 @@ class App:
                 await self._page(scope, receive, send)
                 return
             answer = await self.operations[operation](name, scope, receive)
+            if isinstance(answer, Streamed):
+                await self._pour(operation, answer, send)
+                return
         except BadMethod as error:
             answer = _refusal(scope)(error)
             answer.headers.append((b"allow", routes.allowed(scope["raw_path"]).encode()))
@@ -94,11 +109,12 @@ class App:
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else answer.body})
 
-    async def _invoke(self, name: str, scope: Scope, receive: Receive) -> Answer:
+    async def _invoke(self, name: str, scope: Scope, receive: Receive) -> Answer | Streamed:
         fields = fields_of(scope["headers"])
         request_id = request_id_of(fields) or next(self._ids)
         try:
-            return answer_of(await self._ask(name, fields, request_id, receive), request_id)
+            answer = await self._ask(name, fields, request_id, receive, self._client.ask)
+            return streamed_of(answer, request_id) if isinstance(answer, Stream) else answer_of(answer, request_id)
         except ServingError as error:
             return errors.answer(error, request_id)
 
@@ -107,13 +123,21 @@ class App:
         request_id = request_id_of(fields) or next(self._ids)
         try:
             fields[b"content-type"] = v2.infer_type(fields, routes.version_of(scope["raw_path"]))
-            payload = await self._ask(v2.engine_name(self._settings, name), fields, request_id, receive)
+            model = v2.engine_name(self._settings, name)
+            payload = await self._ask(model, fields, request_id, receive, self._client.invoke)
             return v2.infer_answer(payload, request_id)
         except ServingError as error:
             return errors.v2_answer(error, request_id)
 
-    async def _ask(self, name: str, fields: dict[bytes, bytes], request_id: bytes, receive: Receive) -> Payload:
-        """Return the model's answer to the request whose headers are ``fields``. Raises ServingError."""
+    async def _ask(
+        self,
+        name: str,
+        fields: dict[bytes, bytes],
+        request_id: bytes,
+        receive: Receive,
+        invoke: Callable[[str, Payload, float], Awaitable[T]],
+    ) -> T:
+        """Return what ``invoke`` answers to the request whose headers are ``fields``. Raises ServingError."""
         if b"content-encoding" in fields:
             raise _encoded(fields[b"content-encoding"])
         body = Body(declared_length(fields), self._limit, self.budget)
@@ -122,7 +146,7 @@ class App:
         try:
             data = await body.read(receive)
             payload = payload_of(data, fields, request_id, self._accept)
-            return await self._client.invoke(name, payload, flight.deadline)
+            return await invoke(name, payload, flight.deadline)
         except asyncio.CancelledError:
             if flight.expired:
                 raise _too_late(name, data) from None
@@ -131,7 +155,29 @@ class App:
             self.flights.end(flight)
             body.done()
 
-    async def _invocations(self, _: str, scope: Scope, receive: Receive) -> Answer:
+    async def _pour(self, operation: str, answer: Streamed, send: Send) -> None:
+        """Send an answer in pieces as they come; one that fails half-way ends without the last chunk."""
+        status = answer.status
+        try:
+            await send({"type": "http.response.start", "status": status, "headers": answer.headers})
+            async with asyncio.timeout(STREAM_S):
+                while (piece := await answer.stream.read()) is not None:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        except ServingError as error:
+            status = errors.status_of(error)
+            _log.warning("an answer broke off after its first pieces: %s: %s", error.code, error)
+        except TimeoutError:
+            status = 504
+            _log.warning("an answer broke off: its end did not come within %.0f s", STREAM_S)
+        except asyncio.CancelledError:
+            status = _HUNG_UP
+            raise
+        finally:
+            answer.stream.close()
+            self.requests.add(operation, status)
+
+    async def _invocations(self, _: str, scope: Scope, receive: Receive) -> Answer | Streamed:
         return await self._invoke("", scope, receive)  # the engine knows which one that is
 
     async def _ping(self, _: str, __: Scope, ___: Receive) -> Answer:

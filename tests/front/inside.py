@@ -40,6 +40,9 @@ class Stub:
             return Payload(payload.body, payload.content_type)
         return await self._invoke(model, payload, deadline)
 
+    async def ask(self, model: str, payload: Payload, deadline: float) -> Payload:
+        return await self.invoke(model, payload, deadline)
+
     async def call(self, request: m.Request) -> m.Reply:
         assert self._call is not None
         return self._call(request)
