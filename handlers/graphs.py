@@ -174,7 +174,7 @@ class ScriptGraph:
         self._module = module
         arguments = [argument for argument in module.forward.schema.arguments if argument.name != "self"]
         names = [spec.name for spec in inputs]
-        self._by_dict = len(arguments) == 1 and str(arguments[0].type).startswith("Dict(str")
+        self._by_dict = len(arguments) == 1 and arguments[0].type.kind() == "DictType"
         self._places = [] if self._by_dict else places(names, [argument.name for argument in arguments])
         self._arguments = [argument.name for argument in arguments]
         given = {self._arguments[place] for place in self._places}

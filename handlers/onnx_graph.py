@@ -54,9 +54,10 @@ def _session(path: Path, device: str) -> Any:
         ) from error
     wanted = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
     there = onnxruntime.get_available_providers()
+    broken = (faults.Fail, faults.InvalidArgument, faults.InvalidGraph, faults.InvalidProtobuf, faults.NotImplemented)
     try:
         return onnxruntime.InferenceSession(str(path), providers=[name for name in wanted if name in there])
-    except (faults.Fail, faults.InvalidGraph, faults.InvalidProtobuf, faults.NotImplemented, faults.NoModel) as error:
+    except broken as error:
         raise BadArchive(f"{path.name} cannot be loaded: {str(error).replace(str(path.parent), '')[:300]}") from error
 
 
