@@ -75,7 +75,6 @@ def variables(settings: Settings, environ: Mapping[str, str], folder: Path) -> d
     home = java_home(environ)
     return {
         "SAGEMAKER_MULTI_MODEL": "false" if alone else "true",
-        "SAGEMAKER_HANDLER": HANDLER,
         "SAGEMAKER_BASE_DIR": str(settings.base_dir),
         "SAGEMAKER_BIND_TO_PORT": str(settings.port),
         "SAGEMAKER_MAX_PAYLOAD_IN_MB": str(settings.max_payload_mib),
