@@ -24,8 +24,8 @@ def in_inference(runs: Iterator[R], take: Callable[[R], object]) -> Iterator[Non
         yield
 
 
-def outcome(steps: Iterator[list[Any] | None]) -> list[Any]:
+def outcome(steps: Iterator[Any]) -> list[Any]:
     """Return what ``steps`` end with: what ``predict`` is for a handler whose work is written as steps."""
     *_, answers = steps
-    assert answers is not None, "steps end with the answers"
+    assert isinstance(answers, list), "steps end with the answers"
     return answers

@@ -5,6 +5,7 @@
 
 Greedy unless ``do_sample``. A text ends before a ``stop`` text, before the model's end token, or after
 ``max_new_tokens`` (20). Nothing is cut: a prompt without room for the tokens asked for is refused with the arithmetic.
+With ``"stream": true``, or where Accept likes text/event-stream best, one text is told while it grows (``stream.py``).
 Generation runs in steps of one token for all its prompts, between which other models may have the device.
 """
 
@@ -17,11 +18,11 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from container.errors import BadInput
-from container.handler import Context, Handler
+from container.handler import Context, Handler, Parts, Ready
 from container.nets import checkpoint, gpt2
 from container.nets.config import Unsupported, fields
 from container.payload import Payload
-from handlers import body
+from handlers import body, stream
 from handlers.generators import Gpt2Generator, TransformersGenerator
 from handlers.sampling import Row, Taste
 from handlers.steps import outcome
@@ -33,7 +34,7 @@ Positive = Annotated[int, Meta(ge=1)]
 _ABSENT = (
     *("num_return_sequences", "num_beams", "num_beam_groups", "best_of", "length_penalty", "early_stopping"),
     *("penalty_alpha", "typical_p", "min_p", "no_repeat_ngram_size", "frequency_penalty", "bad_words_ids"),
-    *("watermark", "details", "decoder_input_details", "stream", "return_tensors", "truncate", "truncation"),
+    *("watermark", "details", "decoder_input_details", "return_tensors", "truncate", "truncation"),
     *("min_length", "min_new_tokens", "max_time"),
 )
 
@@ -58,10 +59,14 @@ class Parameters(msgspec.Struct, frozen=True):
     stop: str | list[str] = []
     stop_sequences: str | list[str] = []
     return_full_text: bool = True
+    stream: bool | None = None
 
 
 class Request(NamedTuple):
-    """One decoded request. single: ``inputs`` was one text. prompts: their tokens. room: how many each may add."""
+    """One decoded request. single: ``inputs`` was one text. prompts: their tokens. room: how many each may add.
+
+    form: how the text is told while it grows, "" for an answer in one.
+    """
 
     texts: list[str]
     single: bool
@@ -71,6 +76,7 @@ class Request(NamedTuple):
     seed: int | None
     stops: list[str]
     full: bool
+    form: str = ""
 
 
 class TextGeneration(Handler):
@@ -127,7 +133,10 @@ class TextGeneration(Handler):
             1.0 if wanted.top_p is None else wanted.top_p,
             1.0 if wanted.repetition_penalty is None else wanted.repetition_penalty,
         )
-        return Request(texts, single, prompts, room, taste, wanted.seed, stops, wanted.return_full_text)
+        form = stream.form(wanted.stream, payload.accept)
+        if form and not single:
+            raise BadInput("only one text can be streamed; send inputs as a text, or leave stream out")
+        return Request(texts, single, prompts, room, taste, wanted.seed, stops, wanted.return_full_text, form)
 
     def size(self, value: Request) -> int:
         """Return the tokens that the generations may come to, prompts counted: what their caches must hold."""
@@ -137,24 +146,43 @@ class TextGeneration(Handler):
         """Return [{"generated_text": ...}] a request; for a request that was a list, a list of these."""
         return outcome(self.steps(batch))
 
-    def steps(self, batch: list[Request]) -> Iterator[list[Any] | None]:
-        """Yield None between tokens and the answers last. Holds no thread's state between two steps."""
-        rows = [
-            Row(prompt, room, request.taste, request.seed, request.stops)
-            for request in batch
-            for prompt, room in zip(request.prompts, request.room, strict=True)
-        ]
-        yield from self._generator.run(rows)
-        waiting = iter(rows)
-        yield [self._answer(request, [next(waiting) for _ in request.texts]) for request in batch]
+    def steps(self, batch: list[Request]) -> Iterator[list[Any] | Parts | Ready | None]:
+        """Yield None between tokens, what is ready when it is, and the answers last.
 
-    def _answer(self, request: Request, rows: list[Row]) -> Any:
+        Holds no thread's state between two steps.
+        """
+        rows = [
+            [
+                Row(prompt, room, request.taste, request.seed, request.stops)
+                for prompt, room in zip(request.prompts, request.room, strict=True)
+            ]
+            for request in batch
+        ]
+        text = self._generator.text
+        told = {i: stream.Telling(each.form, text, each.stops) for i, each in enumerate(batch) if each.form}
+        waiting = set(range(len(batch)))
+        for _ in self._generator.run([row for each in rows for row in each]):
+            ended = {i for i in waiting if all(row.ended for row in rows[i])}
+            waiting -= ended
+            pieces = {i: telling.piece(rows[i][0].chosen) for i, telling in told.items() if i in waiting}
+            if new := {i: piece for i, piece in pieces.items() if piece is not None}:
+                yield Parts(new)
+            if ended and waiting:
+                yield Ready({i: self._answer(batch[i], rows[i], told.get(i)) for i in ended})
+            elif not new:
+                yield None
+        yield [self._answer(request, rows[i], told.get(i)) for i, request in enumerate(batch)]
+
+    def _answer(self, request: Request, rows: list[Row], told: stream.Telling | None) -> Any:
         answers = []
         for text, row in zip(request.texts, rows, strict=True):
             added = self._generator.text(row.chosen)
             cuts = [at for stop in row.stops if (at := added.find(stop)) >= 0]
             added = added[: min(cuts)] if cuts else added
-            answers.append([{"generated_text": text + added if request.full else added}])
+            whole = text + added if request.full else added
+            if told is not None:
+                return told.last(row.chosen, added, whole)
+            answers.append([{"generated_text": whole}])
         return answers[0] if request.single else answers
 
 
