@@ -164,12 +164,12 @@ class App:
                 while (piece := await answer.stream.read()) is not None:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
-        except ServingError as error:
-            status = errors.status_of(error)
-            _log.warning("an answer broke off after its first pieces: %s: %s", error.code, error)
-        except TimeoutError:
-            status = 504
-            _log.warning("an answer broke off: its end did not come within %.0f s", STREAM_S)
+        except (ServingError, TimeoutError) as error:
+            late = ModelTimeout(f"its end did not come within {STREAM_S:.0f} s")
+            reason = error if isinstance(error, ServingError) else late
+            status = errors.status_of(reason)
+            _log.warning("an answer broke off after its first pieces: %s: %s", reason.code, reason)
+            raise asyncio.CancelledError from None  # gunicorn then closes the connection and says nothing
         except asyncio.CancelledError:
             status = _HUNG_UP
             raise
