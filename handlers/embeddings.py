@@ -70,7 +70,7 @@ def recipe(model_dir: Path) -> Recipe:
         modules = msgspec.json.decode((model_dir / "modules.json").read_bytes(), type=list[_Module])
     except FileNotFoundError:
         return found
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BadArchive(f"modules.json cannot be read: {error}") from error
     for module in modules:
         kind = module.type.rpartition(".")[2]

@@ -79,8 +79,8 @@ def _packed_model(name: str, archive: Path, settings: Settings) -> list[m.Regist
     """Return the model in ``archive``, nothing with the reason in the log if it cannot be unpacked."""
     try:
         return [m.Registered(name, str(_unpacked(archive, settings)))]
-    except ServingError as error:
-        log.get(__name__).error("model %s is not loaded: %s: %s", name, error.code, error)
+    except (ServingError, OSError) as error:  # the latter: a link to nothing, a file that may not be read
+        log.get(__name__).error("model %s is not loaded: %s", name, error)
         return []
 
 

@@ -106,7 +106,7 @@ def find_checkpoint(model_dir: Path) -> Checkpoint:
 def _shards(index: Path) -> tuple[Path, ...]:
     try:
         names = sorted(set(_INDEX.decode(index.read_bytes()).weight_map.values()))
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadArchive(f"{index.name} is not an index of shards: {error}") from error
     for name in names:
         if Path(name).name != name or not (index.parent / name).is_file():
@@ -138,7 +138,7 @@ def parse_header(raw: bytes, file_bytes: int, label: str) -> dict[str, TensorInf
         fields = _HEADER.decode(raw)
         fields.pop("__metadata__", None)
         infos = {name: _INFO.decode(info) for name, info in fields.items()}
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadArchive(f"the header of {label} cannot be read: {error}") from error
     data = 8 + len(raw)
     tensors = {name: _tensor(name, info, data, label) for name, info in infos.items()}
@@ -208,6 +208,6 @@ def _config_dtype(model_dir: Path) -> str:
     try:
         config = msgspec.json.decode((model_dir / "config.json").read_bytes(), type=dict[str, msgspec.Raw])
         name = msgspec.json.decode(config.get("dtype", config.get("torch_dtype", msgspec.Raw(b'""'))))
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, RecursionError):
         return "F32"
     return SERVING.get(name, "F32") if isinstance(name, str) else "F32"

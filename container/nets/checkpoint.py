@@ -38,7 +38,7 @@ def files(model_dir: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     try:
         shards = sorted(set(msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise BadArchive(f"{index.name} cannot be read: {error}") from error
     for shard in shards:
         if Path(shard).name != shard or not (index.parent / shard).is_file():

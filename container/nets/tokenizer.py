@@ -142,7 +142,7 @@ def _byte_pairs(vocabulary: bytes, merges: bytes, options: dict[str, Any]) -> To
     try:
         words = msgspec.json.decode(vocabulary, type=dict[str, int])
         lines = [line for line in merges.decode().split("\n") if line and not line.startswith("#version")]
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadArchive(f"vocab.json and merges.txt cannot be read: {error}") from error
     pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
     stray = next((pair for pair in pairs if not {*pair, "".join(pair)} <= words.keys()), None)
