@@ -8,6 +8,7 @@ so ``blocks`` keeps a slot until the copies out of it have passed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -37,7 +38,11 @@ class CudaDevice:
     def pin(self, memory: torch.Tensor) -> bool:
         """Register ``memory``; its pages should be there (written once) before."""
         with _cuda.device(self._device):
-            return int(_cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), _PORTABLE)) == 0
+            done = int(_cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), _PORTABLE)) == 0
+            if not done:  # CUDA remembers the error, and torch would blame the next kernel for it: let this one be it
+                with contextlib.suppress(RuntimeError):
+                    torch.zeros(1, device=self._device)
+        return done
 
     def unpin(self, memory: torch.Tensor) -> None:
         """Unregister ``memory``."""

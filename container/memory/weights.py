@@ -99,6 +99,8 @@ class WeightMap(Mapping[str, torch.Tensor]):
         self._mapped = False
         self._watched = False
         self._lock = threading.Lock()
+        #: What ``memory/sharing`` has sampled so far, salt -> tensor -> fingerprint; forgotten once it has joined.
+        self.fingerprints: dict[str, dict[str, bytes]] = {}
 
     # ------------------------------------------------------------- as mapping
 
@@ -139,6 +141,7 @@ class WeightMap(Mapping[str, torch.Tensor]):
         """Let go of every tensor and mapping; memory is back once nobody else holds a tensor."""
         with self._lock:
             self._tensors, self._shared, self._moved = None, (), frozenset()
+            self.fingerprints = {}
 
     def check(self) -> None:
         """Raise WeightsChanged if a file is not the one that was opened. One stat (2 µs) a file.
@@ -321,3 +324,15 @@ def _serve(tensors: dict[str, torch.Tensor], dtype: str, device: str) -> tuple[d
     mapped = {(tensor.data_ptr(), tensor.nbytes) for tensor in rest.values()}
     total = packed.block.numel() + sum(nbytes for _, nbytes in mapped)
     return {name: packed.tensors[name] if name in move else rest[name] for name in tensors}, total, bool(rest)
+
+
+def identities(files: tuple[Path, ...]) -> tuple[Identity, ...]:
+    """Return what the contents of ``files`` are known by."""
+    return tuple(_identity(path) for path in files)
+
+
+def read_stored(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return the tensors as they are stored, mapped where the format allows it. Raises BadArchive, WeightsChanged."""
+    if checkpoint.kind == "pickle":
+        return _read_pickle(checkpoint.files)
+    return {name: tensor for path in checkpoint.files for name, tensor in _map_file(path).items()}

@@ -1,0 +1,327 @@
+"""Known models under a device with memory of its own: blocks of weights in page-locked RAM and on the device.
+
+    prepare ──> segments ──> open (disk to host) ──> lift (host to device) ──> lower ──> drop_host, close
+                                                     one copy of one block        nothing moves: weights never change
+
+A model is a list of views on one or more blocks. A block is written once, from its files, in the serving dtype; the
+copy in RAM is the one that counts, so sinking is forgetting where the other one was. Models whose tensors are equal to
+those of a block that lies in RAM refer to it instead of having their own: two hundred copies are one block, fine-tunes
+are the first one's block and a head each. Handlers look tensors up in ``Views`` and never notice what moves.
+
+``segments`` and the verbs mirror ``memory/known``, which does this where there is no second tier. Verbs of one name
+come from one caller at a time, those of different names from any thread, all but ``segments`` off the event loop.
+Does not cover: the ledger, and who moves when (``engine/tiered``).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from container.archive.manifest import Manifest
+from container.errors import BadArchive
+from container.memory.arena import Event, NoRun, Slot
+from container.memory.block import Block, Views
+from container.memory.device import Device
+from container.memory.ledger import Segment, Tier
+from container.memory.reading import Source
+from container.memory.regions import DeviceRegion, HostRegion, Place
+from container.memory.sharing import LEAST_BYTES, same_bytes
+from container.memory.tiers import lay_out, views
+from container.memory.weights import WeightsChanged
+
+#: A block is shared only by models that have this part of it, or more: who uses it moves all of it.
+_SHARED_PART = 7 / 8
+
+
+@dataclass(slots=True, eq=False)
+class _Model:
+    """One model. parts: its blocks, each with {name in the model: name in the block}."""
+
+    source: Source | None
+    folder: Path
+    parts: list[tuple[Block, dict[str, str]]]
+    views: Views = field(default_factory=Views)
+
+
+class Blocks:
+    """All known models of one device. readers: threads that read files."""
+
+    def __init__(
+        self, device: Device, host: HostRegion, on_device: DeviceRegion, readers: Executor, *, allow_pickle: bool,
+        share: bool,
+    ) -> None:  # fmt: skip
+        self.device = device
+        self.host = host
+        self.on_device = on_device
+        self._readers = readers
+        self._allow_pickle = allow_pickle
+        self._share = share
+        self._lock = threading.Lock()
+        self._models: dict[str, _Model] = {}
+        self._blocks: dict[str, Block] = {}
+        self._by_print: dict[bytes, Block] = {}
+        self._made = 0
+
+    # ------------------------------------------------------------- disk to host
+
+    def prepare(self, name: str, manifest: Manifest) -> list[Segment]:
+        """Return the segments that ``name`` will consist of, from its files; nothing is read but samples.
+
+        Blocks in RAM that have equal samples are claimed, so that they stay. Raises BadArchive.
+        """
+        self._prepare(name, manifest, Path(manifest.model_dir))
+        return self.segments(name)
+
+    def open(self, name: str, manifest: Manifest, folder: Path, *, keep: bool = True) -> Views:
+        """Bring the checkpoint under ``folder`` into RAM and return its views, bound there until ``lift`` or ``rest``.
+
+        keep: into the arena, else into plain memory, for the copy only. Raises BadArchive; NoRun if the arena has no
+        hole for it.
+        """
+        for _ in range(3):
+            model = self._models.get(name)
+            if model is None or model.folder != folder or model.source is None:
+                model = self._prepare(name, manifest, folder)
+            try:
+                self._read(name, model, keep)
+            except WeightsChanged:
+                self.close(name)
+                continue
+            tensors = self._tensors(model, lambda block: block.host)
+            model.views.bytes = sum(block.layout.bytes for block, _ in model.parts)
+            model.views.rebind(tensors)
+            return model.views
+        raise BadArchive(
+            "the weight files keep changing while they are being read; finish writing them, then load again"
+        )
+
+    def _prepare(self, name: str, manifest: Manifest, folder: Path) -> _Model:
+        self.close(name)
+        dtype, salt = manifest.settings.dtype, manifest.settings.salt
+        source = Source(folder, dtype, self.device.compute, allow_pickle=self._allow_pickle)
+        prints = source.fingerprints(salt) if self._share else {}
+        with self._lock:
+            parts = self._claim(name, prints)
+            taken = {tensor for _, names in parts for tensor in names}
+            model = _Model(source, folder, parts)
+            self._own(
+                name, model, {tensor: prints.get(tensor, b"") for tensor in source.layout.shapes if tensor not in taken}
+            )
+            self._models[name] = model
+        return model
+
+    def _claim(self, name: str, prints: Mapping[str, bytes]) -> list[tuple[Block, dict[str, str]]]:
+        """Take part in the blocks that these tensors make up, the largest part first."""
+        parts: list[tuple[Block, dict[str, str]]] = []
+        left = dict(prints)
+        sizes: Counter[Block] = Counter()
+        for print_ in left.values():
+            if (block := self._by_print.get(print_)) is not None:
+                sizes[block] += 1
+        for block, _ in sizes.most_common():
+            there = {print_: tensor for tensor, print_ in block.prints.items()}
+            names = {
+                tensor: tensor if block.prints.get(tensor) == print_ else there[print_]
+                for tensor, print_ in left.items()
+                if print_ in there
+            }
+            nbytes = sum(block.layout.shapes[each].bytes for each in set(names.values()))
+            whole = sum(shape.bytes for shape in block.layout.shapes.values())
+            if nbytes >= max(LEAST_BYTES, whole * _SHARED_PART):
+                block.host_users.add(name)
+                parts.append((block, names))
+                left = {tensor: print_ for tensor, print_ in left.items() if tensor not in names}
+        return parts
+
+    def _own(self, name: str, model: _Model, prints: Mapping[str, bytes]) -> None:
+        """Give ``model`` a block of its own for the tensors ``prints``; called under the lock."""
+        assert model.source is not None
+        if not prints:
+            return
+        self._made += 1
+        layout = lay_out({tensor: model.source.layout.shapes[tensor] for tensor in prints})
+        block = Block(f"block:{self._made}", layout, {t: p for t, p in prints.items() if p}, host_users={name})
+        self._blocks[block.id] = block
+        model.parts.append((block, {tensor: tensor for tensor in prints}))
+
+    def _read(self, name: str, model: _Model, keep: bool) -> None:
+        """Compare what is to be shared, read the rest; then every block of ``model`` is in RAM."""
+        assert model.source is not None
+        for block, names in [part for part in model.parts if part[0].host is not None]:
+            if not self._equal(model.source, block, names):
+                self._part(name, model, block, names)
+        for block, _ in model.parts:
+            if block.host is None:
+                self._fill(block, model.source, keep)
+        model.source = None
+
+    def _equal(self, source: Source, block: Block, names: Mapping[str, str]) -> bool:
+        if source.identity in block.verified:
+            return True
+        assert block.host is not None
+        there = views(block.host, block.layout)
+        if not all(same_bytes(source.tensor(tensor), there[other]) for tensor, other in names.items()):
+            return False
+        block.verified.add(source.identity)
+        return True
+
+    def _part(self, name: str, model: _Model, block: Block, names: Mapping[str, str]) -> None:
+        """Samples were equal and the tensors are not: ``model`` has its own after all."""
+        assert model.source is not None
+        with self._lock:
+            model.parts.remove((block, dict(names)))
+            mine = [part for part in model.parts if part[0].host is None]
+            again = {tensor: b"" for _, own in mine for tensor in own} | dict.fromkeys(names, b"")
+            for own, _ in mine:
+                model.parts.remove((own, {tensor: tensor for tensor in own.layout.shapes}))
+                del self._blocks[own.id]
+            self._own(name, model, again)
+        self._leave_host(name, [block])
+
+    def _fill(self, block: Block, source: Source, keep: bool) -> None:
+        place = self.host.take(block.layout.bytes, block.id) if keep else None
+        if keep and place is None:
+            raise NoRun(block.layout.bytes)
+        memory = place.memory if place is not None else torch.empty(block.layout.bytes, dtype=torch.uint8)
+        try:
+            source.read_into(memory, block.layout, self._readers)
+        except BaseException:
+            if place is not None:
+                self.host.give(place)
+            raise
+        with self._lock:
+            block.host, block.place = memory, place
+            block.verified.add(source.identity)
+            if place is not None:
+                for print_ in block.prints.values():
+                    self._by_print.setdefault(print_, block)
+
+    # ---------------------------------------------------------- host to device
+
+    def lift(self, name: str) -> None:
+        """Copy the blocks of ``name`` to the device and bind its views there; returns when the bytes have arrived.
+
+        Raises NoRun; then nothing of it is on the device.
+        """
+        model = self._models[name]
+        blocks = [block for block, _ in model.parts]
+        with self._lock:
+            for block in blocks:
+                block.device_users.add(name)
+        try:
+            for block in blocks:
+                self._bring(block)
+            tensors = self._tensors(model, lambda block: block.device.memory if block.device is not None else None)
+            for block in blocks:
+                assert block.arrived is not None
+                block.arrived.synchronize()
+        except BaseException:
+            self.lower(name)
+            raise
+        model.views.rebind(tensors)
+        for block in blocks:
+            if block.place is None:  # it was in RAM for the copy only
+                block.host = None
+
+    def _bring(self, block: Block) -> None:
+        with block.moving:
+            if block.device is not None:
+                return
+            assert block.host is not None, f"{block.id} is not in RAM"
+            target = self.on_device.take(block.layout.bytes, block.id)
+            if target is None:
+                raise NoRun(block.layout.bytes)
+            pieces = [(target.memory, block.host)]
+            block.arrived = self.device.copy(self.host.pieces(target.memory, block.place) if block.place else pieces)
+            block.device = target
+
+    def lower(self, name: str) -> None:
+        """``name`` leaves the device; returns when nothing reads its bytes any more and they are free."""
+        model = self._models[name]
+        model.views.rebind(None)
+        computed = self.device.mark()
+        gone: list[tuple[Place, Event | None]] = []
+        with self._lock:
+            for block, _ in model.parts:
+                block.device_users.discard(name)
+                if block.device is not None and not block.device_users:
+                    gone.append((block.device, block.arrived))
+                    block.device = None
+        for place, arrived in gone:
+            computed.synchronize()
+            if arrived is not None:
+                arrived.synchronize()
+            self.device.drop(place.memory)
+            self.on_device.give(place)
+
+    def rest(self, name: str) -> None:
+        """``name`` was opened and stays in RAM: its tensors are not to be looked up."""
+        self._models[name].views.rebind(None)
+
+    def drop_host(self, name: str) -> None:
+        """Forget the copies in RAM that only ``name`` uses; what is on the device stays there."""
+        self._leave_host(name, [block for block, _ in self._models[name].parts])
+
+    def close(self, name: str) -> None:
+        """Let go of everything of ``name``; nothing happens if there is nothing."""
+        if name not in self._models:
+            return
+        self.lower(name)
+        self.drop_host(name)
+        with self._lock:
+            for block, _ in self._models.pop(name).parts:
+                if not block.host_users and not block.device_users:
+                    self._blocks.pop(block.id, None)
+
+    def _leave_host(self, name: str, blocks: list[Block]) -> None:
+        for block in blocks:
+            with self._lock:
+                block.host_users.discard(name)
+                if block.host_users or block.host is None:
+                    continue
+                place, block.host, block.place = block.place, None, None
+                for print_ in block.prints.values():
+                    if self._by_print.get(print_) is block:
+                        del self._by_print[print_]
+            if place is not None:
+                self.host.give(place, [block.arrived] if block.arrived is not None else [])
+
+    def _tensors(self, model: _Model, memory_of: Callable[[Block], torch.Tensor | None]) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = {}
+        for block, names in model.parts:
+            memory = memory_of(block)
+            assert memory is not None, f"{block.id} is not there"
+            there = views(memory, block.layout)
+            tensors |= {tensor: there[other] for tensor, other in names.items()}
+        return tensors
+
+    # ---------------------------------------------------------------- figures
+
+    def segments(self, name: str) -> list[Segment]:
+        """Return what ``name`` consists of, [] if it is on the disk only."""
+        model = self._models.get(name)
+        return [Segment(block.id, block.layout.bytes) for block, _ in model.parts] if model is not None else []
+
+    def neighbours(self, tier: Tier, nbytes: int, cost: Callable[[set[str], int], float | None]) -> set[str]:
+        """Return the models whose sinking makes a hole of ``nbytes`` on ``tier`` and costs least; {} if none can.
+
+        cost: of sinking these models, of which this many bytes go; None = they must stay.
+        """
+        region = self.on_device if tier is Tier.DEVICE else self.host
+
+        def of_slot(slot: Slot) -> float | None:
+            block = self._blocks.get(slot.tag)
+            users = set() if block is None else block.device_users if tier is Tier.DEVICE else block.host_users
+            return cost(set(users), slot.bytes) if users else None
+
+        with self._lock:
+            tags = region.cheapest_run(nbytes, of_slot) or []
+            blocks = [self._blocks[tag] for tag in tags]
+            return {name for b in blocks for name in (b.device_users if tier is Tier.DEVICE else b.host_users)}

@@ -1,0 +1,159 @@
+"""Weights from their files into a block: parallel reads past the page tables, converted on the way where asked.
+
+    Source(folder) ──layout──> how large the block is ──read_into(block)──> the bytes are there
+
+For tiers that keep bytes of their own (pinned RAM under a GPU). What is stored in the serving dtype is read straight to
+its place with preadv, pieces of 8 MiB on several threads; the rest is converted out of a mapping. On a machine without
+a GPU nothing is read at all: ``memory/weights`` serves the mapping.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, wait
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from container.errors import BadArchive
+from container.memory import weights
+from container.memory.align import aligned
+from container.memory.sharing import fingerprint
+from container.memory.sizes import checkpoint_bytes, find_checkpoint, read_header, serving_dtype
+from container.memory.tiers import Layout, Shape, lay_out, tie_of, views
+from container.memory.weights import TORCH, WeightsChanged
+
+_PIECE_BYTES = 8 << 20
+_STORED = {torch_dtype: name for name, torch_dtype in TORCH.items()}
+
+
+class _Lie(NamedTuple):
+    """Where a tensor lies in a file, in its serving dtype already."""
+
+    path: Path
+    start: int
+
+
+class Source:
+    """The checkpoint right under ``folder`` as it would be served on ``device`` ("cpu", "cuda:0").
+
+    Raises BadArchive for files that cannot be served.
+    """
+
+    def __init__(self, folder: Path, dtype: str, device: str, *, allow_pickle: bool) -> None:
+        checkpoint = find_checkpoint(folder)
+        if checkpoint.kind == "pickle" and not allow_pickle:
+            raise BadArchive(
+                f"the weights are a pickle ({checkpoint.files[0].name}) and BERTH_ALLOW_PICKLE is off; "
+                "convert them to safetensors"
+            )
+        self._checkpoint = checkpoint
+        self._all: dict[str, torch.Tensor] | None = None
+        self._files = checkpoint.files
+        self.identity = (*weights.identities(self._files), dtype)
+        self._lies: dict[str, _Lie] = {}
+        #: What cannot be read straight to its place.
+        self._tensors: dict[str, torch.Tensor] = {}
+        shapes: dict[str, Shape] = {}
+        if checkpoint.kind == "safetensors":
+            shapes = self._look(dtype, device)
+        if checkpoint.kind == "pickle" or len(self._lies) < len(shapes):
+            self._tensors = {name: tensor for name, tensor in self._stored().items() if name not in self._lies}
+        if checkpoint.kind == "pickle":
+            for name, tensor in self._tensors.items():
+                known = _STORED.get(tensor.dtype)
+                served = TORCH[serving_dtype(known, dtype, device)] if known is not None else tensor.dtype
+                shapes[name] = Shape(served, tuple(tensor.shape), tie_of(tensor))
+        self.layout: Layout = lay_out(shapes)
+
+    def _look(self, dtype: str, device: str) -> dict[str, Shape]:
+        """Read the headers: every tensor as it will be served, and the places of those stored that way already."""
+        shapes = {}
+        for path in self._files:
+            for name, info in read_header(path).items():
+                served = serving_dtype(info.dtype, dtype, device)
+                shapes[name] = Shape(TORCH[served], info.shape)
+                if served == info.dtype:
+                    self._lies[name] = _Lie(path, info.start)
+        return shapes
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return one tensor as it will be served, on the CPU, contiguous."""
+        return self._stored()[name].to(self.layout.shapes[name].dtype).contiguous()
+
+    def fingerprints(self, salt: str) -> dict[str, bytes]:
+        """Return a fingerprint of each tensor; equal ones are worth comparing, no more than that."""
+        shapes = self.layout.shapes
+        return {
+            name: fingerprint(tensor.contiguous(), f"{salt}\0{shapes[name].dtype}")
+            for name, tensor in self._stored().items()
+        }
+
+    def _stored(self) -> dict[str, torch.Tensor]:
+        if self._all is None:
+            self._all = weights.read_stored(self._checkpoint)
+        return self._all
+
+    def read_into(self, block: torch.Tensor, layout: Layout, readers: Executor) -> None:
+        """Fill ``block`` (uint8, CPU, ``layout.bytes``) with the tensors of ``layout``, some or all of this source's.
+
+        Raises WeightsChanged if the files are not those that the header was read from, OSError if reading fails.
+        """
+        files = {path: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self._files}
+        try:
+            raw = block.numpy().data
+            jobs = [readers.submit(_read, *piece) for piece in self._pieces(raw, layout, files)]
+            targets = views(block, layout)
+            for name, tensor in self._tensors.items():
+                if name in targets and tensor.numel():
+                    targets[name].copy_(tensor)
+            wait(jobs)
+            for job in jobs:
+                job.result()
+        finally:
+            for descriptor in files.values():
+                os.close(descriptor)
+        if weights.identities(self._files) != self.identity[:-1]:
+            raise WeightsChanged("the weight files were changed while they were being read")
+
+    def _pieces(
+        self, raw: memoryview, layout: Layout, files: dict[Path, int]
+    ) -> Iterator[tuple[int, list[tuple[memoryview, int]]]]:
+        """Yield (descriptor, [(target, offset in the file)]) of about 8 MiB each."""
+        batch: list[tuple[memoryview, int]] = []
+        size = descriptor = 0
+        for name, lie in self._lies.items():
+            if name not in layout.starts:
+                continue
+            start, nbytes = layout.starts[name], layout.shapes[name].bytes
+            for at in range(0, nbytes, _PIECE_BYTES):
+                length = min(_PIECE_BYTES, nbytes - at)
+                if batch and (files[lie.path] != descriptor or size + length > _PIECE_BYTES):
+                    yield descriptor, batch
+                    batch, size = [], 0
+                descriptor = files[lie.path]
+                batch.append((raw[start + at : start + at + length], lie.start + at))
+                size += length
+        if batch:
+            yield descriptor, batch
+
+
+def _read(descriptor: int, pieces: Iterable[tuple[memoryview, int]]) -> None:
+    for target, offset in pieces:
+        done = 0
+        while done < len(target):
+            got = os.preadv(descriptor, [target[done:]], offset + done)
+            if got == 0:
+                raise WeightsChanged("a weight file became shorter while it was being read")
+            done += got
+
+
+def block_bytes(folder: Path, dtype: str, device: str) -> int:
+    """Return what the weights under ``folder`` will take as a block; exact for safetensors. Raises BadArchive."""
+    checkpoint = find_checkpoint(folder)
+    if checkpoint.kind == "pickle":
+        return aligned(checkpoint_bytes(folder, dtype, device))
+    infos = (info for path in checkpoint.files for info in read_header(path).values())
+    return sum(aligned(Shape(TORCH[serving_dtype(info.dtype, dtype, device)], info.shape).bytes) for info in infos)

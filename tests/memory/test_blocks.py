@@ -1,0 +1,236 @@
+"""Blocks under a rehearsed device: bytes right on every tier, shared once, gone when nobody wants them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from container.archive.manifest import Berth, Manifest
+from container.errors import BadArchive
+from container.memory.arena import NoRun
+from container.memory.blocks import Blocks
+from container.memory.ledger import Tier
+from container.memory.regions import DeviceRegion, HostRegion
+from container.memory.sim import SimDevice
+from container.memory.weights import WeightsClosed
+
+MIB = 1 << 20
+
+
+def tensors(seed: int, rows: int = 512) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "words": torch.randn(rows, 64, generator=generator),
+        "odd": torch.randn(7, generator=generator),
+        "ids": torch.arange(5),
+        "head": torch.randn(2, 64, generator=generator),
+        "none": torch.zeros(0, 3),
+    }
+
+
+def write(folder: Path, weights: dict[str, torch.Tensor], **settings: str) -> Manifest:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "model.safetensors")
+    return Manifest("folder", str(folder), "", settings=Berth(**settings))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def blocks() -> Iterator[Blocks]:
+    yield made()
+
+
+def made(host: int = 64 * MIB, device: int = 64 * MIB, *, share: bool = True, speed: str = "100GB") -> Blocks:
+    sim = SimDevice(f"sim:{device}@{speed}/s")
+    readers = ThreadPoolExecutor(2)
+    return Blocks(sim, HostRegion(sim, host), DeviceRegion(sim, device), readers, allow_pickle=True, share=share)
+
+
+def up(blocks: Blocks, name: str, manifest: Manifest) -> dict[str, torch.Tensor]:
+    blocks.prepare(name, manifest)
+    views = blocks.open(name, manifest, Path(manifest.model_dir))
+    blocks.lift(name)
+    return {key: tensor.clone() for key, tensor in views.items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_model_is_the_same_on_every_tier_and_gone_when_closed(blocks: Blocks, tmp_path: Path) -> None:
+    weights = tensors(1)
+    manifest = write(tmp_path, weights)
+    (segment,) = blocks.prepare("a", manifest)
+    views = blocks.open("a", manifest, tmp_path)
+    assert same(dict(views), weights)
+    blocks.lift("a")
+    assert same(dict(views), weights)
+    assert (blocks.host.used_bytes, blocks.on_device.used_bytes) == (segment.bytes, segment.bytes)
+    stray = views["words"]
+    blocks.lower("a")
+    assert stray.isnan().all(), "what was dropped is overwritten"
+    with pytest.raises(WeightsClosed):
+        views["words"]
+    assert (blocks.host.used_bytes, blocks.on_device.used_bytes) == (segment.bytes, 0)
+    (tmp_path / "model.safetensors").unlink()  # the copy in RAM is the one that counts
+    blocks.lift("a")
+    assert same(dict(views), weights)
+    blocks.drop_host("a")
+    assert same(dict(views), weights)
+    blocks.close("a")
+    assert (blocks.host.used_bytes, blocks.on_device.used_bytes, blocks.segments("a")) == (0, 0, [])
+
+
+def test_predictions_are_exact_and_the_dtype_is_converted_once(blocks: Blocks, tmp_path: Path) -> None:
+    manifest = write(tmp_path, tensors(2), dtype="bfloat16")
+    (segment,) = blocks.prepare("a", manifest)
+    got = up(blocks, "a", manifest)
+    assert {name: tensor.dtype for name, tensor in got.items()}["words"] is torch.bfloat16
+    assert torch.equal(got["words"], tensors(2)["words"].bfloat16())
+    assert torch.equal(got["ids"], torch.arange(5))
+    assert blocks.on_device.used_bytes == segment.bytes == 512 * 64 * 2 + 256 * 3
+
+
+def test_pickles_with_tied_tensors_are_read_too(blocks: Blocks, tmp_path: Path) -> None:
+    words = torch.randn(100, 8)
+    torch.save({"wte": words, "lm_head": words, "b": torch.ones(3)}, tmp_path / "pytorch_model.bin")
+    got = up(blocks, "a", Manifest("folder", str(tmp_path)))
+    assert torch.equal(got["lm_head"], words)
+    assert blocks.on_device.used_bytes == 3328 + 256
+
+
+def test_copies_are_one_block_and_a_fine_tune_is_a_head(tmp_path: Path) -> None:
+    blocks = made()
+    one = tensors(3)
+    tuned = {**one, "head": torch.ones(2, 64)}
+    for name, weights in (("a", one), ("copy", one), ("tuned", tuned), ("other", tensors(4))):
+        assert same(up(blocks, name, write(tmp_path / name, weights)), weights), name
+    whole, head = blocks.segments("a")[0].bytes, 512
+    assert blocks.segments("copy") == blocks.segments("a")
+    assert blocks.segments("tuned")[0] == blocks.segments("a")[0]
+    assert blocks.segments("tuned")[1].bytes == head
+    assert blocks.on_device.used_bytes == blocks.host.used_bytes == 2 * whole + head
+    blocks.close("a"), blocks.lower("copy")
+    assert blocks.on_device.used_bytes == 2 * whole + head, "the fine-tune still uses it"
+    blocks.close("tuned"), blocks.close("copy")
+    assert blocks.on_device.used_bytes == blocks.host.used_bytes == whole
+    blocks.close("other")
+    assert blocks.on_device.used_bytes == blocks.host.used_bytes == 0
+
+
+def test_equal_samples_with_other_bytes_between_are_not_shared(tmp_path: Path) -> None:
+    blocks = made()
+    one = tensors(5)
+    changed = {name: tensor.clone() for name, tensor in one.items()}
+    changed["words"][100] += 1
+    up(blocks, "a", write(tmp_path / "a", one))
+    assert same(up(blocks, "b", write(tmp_path / "b", changed)), changed)
+    assert not set(blocks.segments("a")) & set(blocks.segments("b"))
+    blocks.close("a"), blocks.close("b")
+    assert blocks.host.used_bytes == 0
+
+
+def test_salts_and_the_setting_keep_models_apart(tmp_path: Path) -> None:
+    for share, salts in ((True, ("x", "y")), (False, ("", ""))):
+        blocks = made(share=share)
+        for name, salt in zip("ab", salts, strict=True):
+            up(blocks, name, write(tmp_path / name, tensors(6), salt=salt))
+        assert blocks.segments("a") != blocks.segments("b")
+
+
+def test_no_hole_is_told_and_neighbours_are_named(tmp_path: Path) -> None:
+    size = made().prepare("x", write(tmp_path / "x", tensors(0)))[0].bytes
+    blocks = made(device=3 * size, share=False)
+    for seed, name in enumerate("abc"):
+        up(blocks, name, write(tmp_path / name, tensors(seed)))
+    big = write(tmp_path / "big", tensors(9, rows=900))
+    blocks.prepare("big", big)
+    views = blocks.open("big", big, tmp_path / "big")
+    blocks.lower("b")
+    with pytest.raises(NoRun) as refused:
+        blocks.lift("big")
+    busy = {"c"}
+    victims = blocks.neighbours(Tier.DEVICE, refused.value.bytes, lambda users, n: None if users & busy else n)
+    assert victims == {"a"}
+    blocks.lower("a")
+    blocks.lift("big")
+    assert same(dict(views), tensors(9, rows=900))
+
+
+def test_without_room_in_ram_a_model_passes_through_it(tmp_path: Path) -> None:
+    blocks = made(host=0)
+    manifest = write(tmp_path, tensors(7))
+    blocks.prepare("a", manifest)
+    with pytest.raises(NoRun):
+        blocks.open("a", manifest, tmp_path)
+    views = blocks.open("a", manifest, tmp_path, keep=False)
+    blocks.lift("a")
+    assert same(dict(views), tensors(7))
+    assert blocks.host.used_bytes == 0
+    blocks.close("a")
+    assert blocks.on_device.used_bytes == 0
+
+
+class Meddler(ThreadPoolExecutor):
+    """Readers beside whom somebody writes the file."""
+
+    def __init__(self, path: Path, times: int) -> None:
+        super().__init__(1)
+        self.path = path
+        self.times = times
+
+    def submit(self, *call, **named):
+        if self.times:
+            self.times -= 1
+            save_file(tensors(self.times), self.path)
+        return super().submit(*call, **named)
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_files_that_change_while_being_read_are_read_again_and_refused_in_the_end(
+    tmp_path: Path, times: int
+) -> None:
+    blocks = made()
+    manifest = write(tmp_path, tensors(8))
+    blocks._readers = Meddler(tmp_path / "model.safetensors", times)
+    blocks.prepare("a", manifest)
+    if times == 3:
+        with pytest.raises(BadArchive, match="keep changing"):
+            blocks.open("a", manifest, tmp_path)
+        assert (blocks.segments("a"), blocks.host.used_bytes) == ([], 0)
+    else:
+        assert same(dict(blocks.open("a", manifest, tmp_path)), tensors(0))
+
+
+def test_many_threads_rising_and_sinking_sharers_leave_nothing_wrong(tmp_path: Path) -> None:
+    blocks = made(speed="1GB")
+    expected = {}
+    for number in range(6):
+        weights = {**tensors(number % 2), "head": torch.full((2, 64), float(number))}
+        expected[f"m{number}"] = weights
+        assert same(up(blocks, f"m{number}", write(tmp_path / str(number), weights)), weights)
+        blocks.lower(f"m{number}")
+
+    def play(name: str) -> None:
+        views = blocks._models[name].views
+        for step in range(20):
+            blocks.lift(name)
+            assert same(dict(views), expected[name]), (name, step)
+            blocks.lower(name)
+            if random.random() < 0.2:
+                up(blocks, name, Manifest("folder", str(tmp_path / name[1:])))
+                views = blocks._models[name].views
+                assert same(dict(views), expected[name])
+                blocks.lower(name)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(play, expected))
+    assert blocks.on_device.used_bytes == 0
+    for name in expected:
+        blocks.close(name)
+    assert (blocks.host.used_bytes, blocks._by_print, blocks._blocks) == (0, {}, {})

@@ -1,0 +1,127 @@
+"""Memory behind arenas: growing, pinning in steps, pinning refused, extents given back; and the rehearsed device."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from container.memory import regions
+from container.memory.regions import DeviceRegion, HostRegion
+from container.memory.sim import SimDevice, Spec
+
+MIB = 1 << 20
+
+
+class Picky(SimDevice):
+    """Counts what is pinned, refuses from ``refuse_at`` bytes on, and has ``room`` bytes of device memory."""
+
+    def __init__(self, refuse_at: int = 1 << 40, room: int = 1 << 40) -> None:
+        super().__init__("sim:1GiB@100GB/s")
+        self.pinned_at: dict[int, int] = {}
+        self.refuse_at = refuse_at
+        self.room = room
+        self.trimmed = 0
+
+    def pin(self, memory: torch.Tensor) -> bool:
+        if sum(self.pinned_at.values()) + memory.numel() > self.refuse_at:
+            return False
+        self.pinned_at[memory.data_ptr()] = memory.numel()
+        return True
+
+    def unpin(self, memory: torch.Tensor) -> None:
+        assert self.pinned_at.pop(memory.data_ptr()) == memory.numel()
+
+    def block(self, nbytes: int) -> torch.Tensor:
+        if nbytes > self.room:
+            raise torch.OutOfMemoryError("none left")
+        self.room -= nbytes
+        return super().block(nbytes)
+
+    def trim(self) -> None:
+        self.trimmed += 1
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "STEP_BYTES", MIB)
+
+
+def test_the_host_is_pinned_step_by_step_and_no_copy_crosses_two_steps(small_steps: None) -> None:
+    device = Picky()
+    host = HostRegion(device, 5 * MIB // 2)
+    first = host.take(100, "a")
+    assert (host.capacity, list(device.pinned_at.values())) == (MIB, [MIB])
+    place = host.take(2 * MIB, "b")
+    assert first is not None
+    assert place is not None
+    assert list(device.pinned_at.values()) == [MIB, MIB, MIB // 2]
+    place.memory.random_()
+    target = torch.zeros(2 * MIB, dtype=torch.uint8)
+    pieces = list(host.pieces(target, place))
+    assert [source.numel() for _, source in pieces] == [MIB - 256, MIB, 256]
+    for _, source in pieces:
+        starts = [start for start in device.pinned_at if start <= source.data_ptr()]
+        assert source.data_ptr() + source.numel() <= max(starts) + device.pinned_at[max(starts)]
+    device.copy(pieces).synchronize()
+    assert torch.equal(target, place.memory)
+    assert host.take(MIB, "c") is None
+    host.close()
+    assert device.pinned_at == {}
+
+
+def test_where_pinning_is_refused_extents_come_from_torch(small_steps: None) -> None:
+    device = Picky(refuse_at=MIB)
+    host = HostRegion(device, 8 * MIB)
+    places = [host.take(MIB - 256, str(number)) for number in range(4)]
+    assert None not in places
+    assert len(device.pinned_at) == 1
+    assert host.capacity == 4 * MIB
+    large = host.take(3 * MIB, "large")
+    assert large is not None
+    assert [len(list(host.pieces(large.memory, large))), host.capacity] == [1, 8 * MIB]
+
+
+def test_the_host_grows_in_the_background_before_it_is_full(small_steps: None) -> None:
+    device = Picky()
+    with ThreadPoolExecutor(1) as background:
+        host = HostRegion(device, 4 * MIB, background)
+        host.take(256, "a")
+        background.submit(int).result()
+        assert host.capacity == 2 * MIB
+        host.take(256, "b")
+        background.submit(int).result()
+        assert host.capacity == 2 * MIB, "a whole step is free"
+
+
+def test_the_device_grows_in_extents_and_gives_empty_ones_back(small_steps: None) -> None:
+    device = Picky(room=6 * MIB)
+    region = DeviceRegion(device, 8 * MIB)
+    one, two = region.take(MIB, "a"), region.take(3 * MIB, "b")
+    assert one is not None
+    assert two is not None
+    assert region.capacity == 4 * MIB
+    assert region.take(3 * MIB, "c") is None, "the device has no more"
+    region.give(two)
+    region.trim()
+    assert (region.capacity, device.trimmed) == (MIB, 1)
+    region.trim()
+    assert (region.capacity, device.trimmed) == (MIB, 1)
+
+
+def test_copies_arrive_in_order_and_take_the_time_of_their_bytes() -> None:
+    assert Spec.read("sim:4GiB@2GB/s") == (4 << 30, 2_000_000_000)
+    device = SimDevice("sim:1GiB@100MB/s")
+    source, target = torch.ones(2 * MIB, dtype=torch.uint8), torch.zeros(2 * MIB, dtype=torch.uint8)
+    began = time.monotonic()
+    first = device.copy([(target[:MIB], source[:MIB])])
+    second = device.copy([(target[MIB:], source[MIB:])])
+    assert not second.query()
+    assert target[MIB] == 0
+    second.synchronize()
+    assert first.query()
+    assert bool((target == 1).all())
+    assert time.monotonic() - began >= 2 * MIB / 100e6, "never faster than set"
+    assert device.mark().query()
