@@ -33,6 +33,13 @@ class Engine:
             case "never_answers":
                 self.held.append((request, respond))
                 return
+            case "tells_word_by_word" | "breaks_off" | "never_ends":
+                for word in payload.body.split():
+                    respond(m.Chunk(request.id, Payload(word + b" ", "text/event-stream", headers={"X-Fine": "yes"})))
+                if request.model == "never_ends":
+                    self.held.append((request, respond))
+                    return
+                result = Payload(b"end") if request.model == "tells_word_by_word" else Failure("model.failed", "oh")
             case "answers_a_lot":
                 result = Payload(b"x" * int(payload.body), "application/octet-stream")
             case "splits_the_answer":
