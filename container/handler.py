@@ -73,6 +73,8 @@ class Handler:
     reentrant: bool = False
     #: False when one call serves one request; ``predict`` is then given batches of one. ``load`` may decide.
     batched: bool = True
+    #: True when ``decode`` and ``encode`` do the KServe v2 protocol themselves; for others ``model/v2_bridge`` does it.
+    speaks_v2: ClassVar[bool] = False
     #: The name the model is registered under; set by berth before ``load``, shown in log lines.
     registered_name: str = ""
     #: Bytes of weights that are not torch's, which berth cannot see for itself; ``load`` may set it.

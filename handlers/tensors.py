@@ -50,6 +50,7 @@ class Tensors(Handler):
     """An exported graph."""
 
     task = "tensors"
+    speaks_v2 = True
 
     _config: Triton
     _graph: Graph

@@ -140,6 +140,7 @@ class ScriptHandler(Handler):
     """The functions of one script. ``stock`` makes the folder's built-in handler, None where there is none."""
 
     batched = False
+    speaks_v2 = True  # authors' functions get what came
 
     def __init__(self, module: ModuleType, stock: Callable[[], Handler] | None = None) -> None:
         self.model: Any = None

@@ -24,7 +24,7 @@ from container import log
 from container.archive.manifest import Manifest
 from container.errors import BadAnswer, Failure, OutOfMemory, ServingError
 from container.handler import Context, Handler, Parts, Ready, Weights
-from container.model import adopt, blame, guard
+from container.model import adopt, blame, guard, v2_bridge
 from container.model.batches import cut
 from container.model.imports import Namespace
 from container.model.resolve import resolve
@@ -183,7 +183,7 @@ def _answers(
     items: list[tuple[int, Any]] = []
     sizes: list[int] = []
     for index, payload in enumerate(payloads):
-        value = _ask(payload.request_id, handler.decode, payload)
+        value = _ask(payload.request_id, _decode, handler, payload)
         size = value if isinstance(value, ServingError) else _ask(payload.request_id, _size, handler, value)
         if isinstance(size, ServingError):
             failed.append((index, _failure(size, handler, "decode")))
@@ -270,12 +270,22 @@ def _encoded(handler: Handler, output: Any, payload: Payload) -> Payload | Failu
         return output
     if isinstance(output, Exception):
         return _failure(_ask(payload.request_id, _raise, output), handler, "predict")
-    answered = _ask(payload.request_id, handler.encode, output, payload.accept)
+    answered = _ask(payload.request_id, _encode, handler, output, payload)
     if isinstance(answered, Payload):
         return answered
     if not isinstance(answered, ServingError):
         answered = BadAnswer(f"encode returned a {type(answered).__name__}; it must return a Payload")
     return _failure(answered, handler, "encode")
+
+
+def _decode(handler: Handler, payload: Payload) -> Any:
+    return v2_bridge.decode(handler, payload) if v2_bridge.applies(handler, payload) else handler.decode(payload)
+
+
+def _encode(handler: Handler, output: Any, payload: Payload) -> Any:
+    if v2_bridge.applies(handler, payload):
+        return v2_bridge.encode(handler, output, payload)
+    return handler.encode(output, payload.accept)
 
 
 def _raise(error: Exception) -> None:

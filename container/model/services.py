@@ -42,6 +42,8 @@ class Request:
 class ServiceHandler(Handler):
     """The service that ``program`` names: "service.py:handle", "service", "package.module:Class"."""
 
+    speaks_v2 = True  # authors' services get what came
+
     def __init__(self, program: str, namespace: Namespace) -> None:
         self._program = program
         self._namespace = namespace
