@@ -12,7 +12,17 @@ from container import log
 from container.engine.lifecycle import CALLABLE, Life, Residency
 from container.engine.models import SINGLE, Model, Registry
 from container.engine.residence import Residence
-from container.errors import Draining, Failure, ModelNotFound, ModelTimeout, Quarantined, QueueFull, ServingError
+from container.errors import (
+    Draining,
+    Failure,
+    Internal,
+    ModelNotFound,
+    ModelTimeout,
+    OutOfMemory,
+    Quarantined,
+    QueueFull,
+    ServingError,
+)
 from container.memory.ledger import Ledger
 from container.metrics import Metrics
 from container.model.dispatch import Ticket
@@ -29,6 +39,8 @@ QUEUE_BYTES = 512 << 20
 LOADING_S = 60.0
 #: What the platform waits for the end of a streamed answer (contract.md 1.2).
 STREAM_S = 480.0
+#: Idle models sink at most this often for one model that runs out of memory.
+SINK_AGAIN_S = 10.0
 _SWEEP_S = 0.1
 
 
@@ -45,6 +57,9 @@ class Calls:
         self._metrics = metrics
         self._tickets: dict[tuple[Respond, int], tuple[Ticket, Model]] = {}
         self._queued_bytes = 0
+        self._feeding: set[asyncio.Task[None]] = set()
+        #: model -> until when running out of memory sinks nothing for it again.
+        self._sank_for: dict[str, float] = {}
         self.draining = False
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
 
@@ -94,7 +109,7 @@ class Calls:
         if request.stream:
             ticket.part = part
         self._tickets[key] = (ticket, model)
-        if model.residency is Residency.DEVICE and not model.waiting and model.life is Life.READY:
+        if model.residency is Residency.DEVICE and not (model.waiting or model.stale) and model.life is Life.READY:
             self._submit(model, ticket)
         else:
             model.waiting.append(ticket)
@@ -110,19 +125,77 @@ class Calls:
         return ModelNotFound(f"no model {name!r} is registered; POST /models registers one, GET /models lists them")
 
     def _submit(self, model: Model, ticket: Ticket) -> None:
-        assert model.runner is not None
         self._residence.hold(model)
         model.in_flight += 1
         answer = ticket.settle
 
         def settle(result: Payload | Failure) -> None:
+            if isinstance(result, Failure) and result.code == OutOfMemory.code and self._starve(model, ticket):
+                return
             model.in_flight -= 1
             self._ledger.touch(model.name, time.monotonic())
             answer(result)
             self.settled(model)
 
-        ticket.settle = settle
+        def give_back(ticket: Ticket) -> None:
+            ticket.renew()
+            ticket.settle = answer
+            model.in_flight -= 1
+            model.waiting.append(ticket)
+
+        ticket.settle, ticket.give_back = settle, give_back
+        self._hand(model, ticket)
+
+    def _hand(self, model: Model, ticket: Ticket) -> None:
+        assert model.runner is not None
         model.runner.submit(model.name, ticket)
+
+    def _starve(self, model: Model, ticket: Ticket) -> bool:
+        """A request ran out of memory: keep it for a second try with room made. False if it has had that."""
+        if ticket.most or not ticket.may_repeat or model.residency is not Residency.DEVICE:
+            return False
+        ticket.renew()
+        model.starved.append(ticket)
+        if len(model.starved) == 1:
+            task = asyncio.get_running_loop().create_task(self._feed(model))
+            self._feeding.add(task)
+            task.add_done_callback(self._feeding.discard)
+        return True
+
+    async def _feed(self, model: Model) -> None:
+        """Sink what is idle, then try those that ran out of memory once more, in batches half as large."""
+        await asyncio.sleep(0)  # the rest of the batch fails in the same turn of the loop
+        now = time.monotonic()
+        if self._sank_for.get(model.name, 0.0) <= now:
+            # A model that fails so again and again must not keep all the others from the device.
+            self._sank_for = {name: until for name, until in self._sank_for.items() if until > now}
+            self._sank_for[model.name] = now + SINK_AGAIN_S
+            sank = await self._residence.make_room()
+            _log.warning("model %s ran out of memory; %d idle models sank, trying once more", model.name, sank)
+        tickets, model.starved = model.starved, []
+        most = max(1, len(tickets) // 2)
+        for ticket in tickets:
+            ticket.most = most
+            if ticket.dropped:
+                continue
+            if model.residency is Residency.DEVICE and not model.stale:
+                self._hand(model, ticket)
+            elif ticket.give_back is not None:
+                ticket.give_back(ticket)
+        self.settled(model)
+        if model.waiting:
+            self.want(model)
+
+    def stale(self, name: str) -> None:
+        """The files of ``name`` were changed under it: what waits is answered once it has come up anew."""
+        model = self._models.get(name)
+        if model is not None:
+            model.stale = True
+            asyncio.get_running_loop().call_soon(self._want_if_waiting, model)
+
+    def _want_if_waiting(self, model: Model) -> None:
+        if model.waiting:
+            self.want(model)
 
     def settled(self, model: Model) -> None:
         """Nothing more may be in flight for ``model``: let it go if so."""
@@ -141,7 +214,9 @@ class Calls:
         """Bring ``model`` to the device for what waits; on failure all of that gets the reason."""
         try:
             while model.waiting:
-                if model.residency is Residency.DEVICE:
+                if model.residency is Residency.DEVICE and model.stale:
+                    await self._residence.renew(model)
+                elif model.residency is Residency.DEVICE:
                     self._run_waiting(model)
                 elif model.residency is Residency.DISK:
                     await self._residence.rise(model, max(ticket.deadline_s for ticket in model.waiting))
@@ -150,6 +225,9 @@ class Calls:
         except ServingError as error:
             _log.warning("model %s does not come up: %s", model.name, error)
             self.fail_waiting(model, error)
+        except BaseException:
+            self.fail_waiting(model, Internal(Internal.TEXT))
+            raise
         finally:
             model.rising = None
             if model.waiting:

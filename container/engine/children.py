@@ -16,10 +16,12 @@ import msgspec
 
 from container import log
 from container.archive.manifest import Manifest
+from container.engine.runners import Up
 from container.errors import Failure, LoadFailed, OutOfMemory, Restarting, ServingError
 from container.host import venv
 from container.host.process import ChildProcess
 from container.memory import probe, sizes
+from container.memory.ledger import Segment
 from container.model import watch
 from container.model.dispatch import Ticket
 from container.payload import Payload
@@ -30,6 +32,7 @@ _log = log.get(__name__)
 #: A child that is not up by then will not be.
 _UP_S = 30.0
 _RETRY_S = 1.0
+_NOTICE_S = 2.0
 
 
 class ChildRunner:
@@ -69,11 +72,11 @@ class ChildRunner:
         """The child's process id, None while there is none."""
         return self._process.pid
 
-    def predict(self, manifest: Manifest) -> int:
-        """Return the bytes of the weight files; what the code makes of them is measured once it is loaded."""
-        return sizes.folder_bytes(Path(manifest.model_dir))
+    def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
+        """See Runner: the weight files, until what the code makes of them has been measured."""
+        return [Segment(name, known_bytes or sizes.folder_bytes(Path(manifest.model_dir)))]
 
-    async def bring_up(self, name: str, manifest: Manifest) -> m.Loaded:
+    async def bring_up(self, name: str, manifest: Manifest) -> Up:
         """Load in the child; one that dies of something else meanwhile is worth another try."""
         request = m.Load(0, name, manifest.model_dir, msgspec.msgpack.encode(manifest))
         self._blamed.pop(name, None)
@@ -89,14 +92,18 @@ class ChildRunner:
                     loaded = await client.call(request)
                     assert isinstance(loaded, m.Loaded), loaded
                     self._here.add(name)
-                    return loaded
+                    return Up([Segment(name, loaded.bytes)], loaded.times_ms, loaded.example)
             except Restarting:
-                await asyncio.sleep(0)  # let the death be noticed, and its cause
+                await self._until_death_is_noticed()
                 if name in self._blamed:
                     raise self._blamed.pop(name) from None
                 if last or not self._again:
                     raise
         raise Restarting("the process for this model's code died twice while it was loading", retry_after_s=5.0)
+
+    async def join(self, name: str) -> dict[str, list[Segment]]:
+        """See Runner: what authors' code holds is shared with nobody."""
+        return {}
 
     async def put_down(self, name: str) -> None:
         """Drop in the child, which waits until nothing of it runs; a dead child has dropped it already."""
@@ -106,6 +113,9 @@ class ChildRunner:
                 await self._process.client.call(m.Unload(0, name))
             except Restarting:
                 _log.info("the child died while %s was leaving it", name)
+
+    async def settle(self) -> None:
+        """See Runner: nothing is."""
 
     def submit(self, name: str, ticket: Ticket) -> None:
         """Send to the child."""
@@ -122,7 +132,8 @@ class ChildRunner:
                 ticket.dropped = True
                 ticket.settle(result)
 
-        cancel = client.forward(name, ticket.payload, ticket.deadline_s, on_result, ticket.part)
+        part = ticket.begin if ticket.part is not None else None
+        cancel = client.forward(name, ticket.payload, ticket.deadline_s, on_result, part, ticket.most)
 
         def on_drop() -> None:
             cancel()  # no result will come; if it already runs, the child itself waits for its end before an unload
@@ -133,6 +144,15 @@ class ChildRunner:
     def busy(self, name: str) -> bool:
         """Whether requests of ``name`` are in the child."""
         return self._in_flight.get(name, 0) > 0
+
+    async def _until_death_is_noticed(self) -> None:
+        """The socket tells of a death before the kernel does, and only then is its cause known."""
+        try:
+            async with asyncio.timeout(_NOTICE_S):
+                while self._up.is_set():
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            _log.error("the child %s has hung up and lives on", self._process.name)
 
     async def _start(self) -> None:
         while True:
@@ -179,11 +199,11 @@ class OwnRunner:
         self._envs_limit_bytes = envs_limit_bytes
         self._children: dict[str, ChildRunner] = {}
 
-    def predict(self, manifest: Manifest) -> int:
-        """Return the bytes of the weight files; the process is measured once it is up."""
-        return sizes.folder_bytes(Path(manifest.model_dir))
+    def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
+        """See Runner: the weight files, until the process has been measured."""
+        return [Segment(name, known_bytes or sizes.folder_bytes(Path(manifest.model_dir)))]
 
-    async def bring_up(self, name: str, manifest: Manifest) -> m.Loaded:
+    async def bring_up(self, name: str, manifest: Manifest) -> Up:
         """Build the environment if one is asked for, start the process, load, measure all of it."""
         python, started = sys.executable, time.perf_counter()
         if manifest.requirements:
@@ -193,15 +213,23 @@ class OwnRunner:
         await self.put_down(name)
         child = self._children[name] = self._make(f"own-{hashlib.sha256(name.encode()).hexdigest()[:12]}", python)
         child.start()
-        loaded = await child.bring_up(name, manifest)
-        nbytes = max(loaded.bytes, probe.process_bytes(child.pid)) if child.pid is not None else loaded.bytes
-        return m.Loaded(0, nbytes, {"environment": round(built_ms, 3), **loaded.times_ms}, loaded.example)
+        up = await child.bring_up(name, manifest)
+        nbytes = max(up.segments[0].bytes, probe.process_bytes(child.pid) if child.pid is not None else 0)
+        times_ms = {"environment": round(built_ms, 3), **up.times_ms}
+        return up._replace(segments=[Segment(name, nbytes)], times_ms=times_ms)
+
+    async def join(self, name: str) -> dict[str, list[Segment]]:
+        """See Runner: what authors' code holds is shared with nobody."""
+        return {}
 
     async def put_down(self, name: str) -> None:
         """End the process of ``name``."""
         child = self._children.pop(name, None)
         if child is not None:
             await child.stop()
+
+    async def settle(self) -> None:
+        """See Runner: nothing is."""
 
     def submit(self, name: str, ticket: Ticket) -> None:
         """Send to the model's child."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -37,6 +38,7 @@ from container.errors import (
 from container.memory.keeper import Keeper
 from container.memory.ledger import Segment
 from container.metrics import Metrics
+from container.model import blame
 from container.settings import Settings
 from container.wire import messages as m
 
@@ -47,6 +49,14 @@ LOAD_S = 350.0
 DRAIN_S = 60.0
 #: A load that failed for its own fault answers the same at once for this long: a storm of retries costs nothing.
 REMEMBER_S = 60.0
+
+
+class _Found(NamedTuple):
+    """A folder as it is now."""
+
+    manifest: Manifest
+    runner: Runner
+    segments: list[Segment]
 
 
 class Loading:
@@ -73,6 +83,7 @@ class Loading:
         self._loaders = loaders
         self._tell = tell
         self._metrics = metrics
+        residence.look = self.look
         self._failures: dict[tuple[str, int], tuple[float, ServingError]] = {}
 
     async def load(self, request: m.Load, *, kept: bool = True) -> m.Loaded:
@@ -87,13 +98,13 @@ class Loading:
         self._recall(memory_key)
         if self._calls.draining:
             raise Draining("the server is shutting down", retry_after_s=5.0)
-        model = Model(request.name, request.url)
+        model = Model(request.name, request.url, kept=kept)
         model.loading = asyncio.get_running_loop().create_future()
         model.live("load")
         self._models.add(model)
         started = time.monotonic()
         try:
-            await self._bring_in(model, folder, kept)
+            await self._bring_in(model)
         except BaseException as error:
             told = error if isinstance(error, ServingError) else Internal(Internal.TEXT)
             self._forget_failed(model, told, memory_key)
@@ -110,36 +121,66 @@ class Loading:
         )
         return m.Loaded(request.id, nbytes, model.times_ms)
 
-    async def _bring_in(self, model: Model, folder: Path, kept: bool) -> None:
+    async def _bring_in(self, model: Model) -> None:
         """ABSENT to READY, with the supervisor told last."""
-        hf_task = self._settings.hf_task if model.name == SINGLE else ""
-        told = {"program": self._settings.program, "hf_task": hf_task, "service": self._settings.service}
-        work = functools.partial(describe.describe, folder, **told)
-        loop = asyncio.get_running_loop()
-        manifest = model.manifest = await loop.run_in_executor(self._loaders, work)
-        await loop.run_in_executor(self._loaders, policy.check, folder, manifest, self._settings)
-        model.runner = self._runners(manifest)
-        predicted = await loop.run_in_executor(self._loaders, model.runner.predict, manifest)
-        self._register(model, predicted)
-        deadline_s = time.monotonic() + LOAD_S
-        await self._residence.rise(model, deadline_s)
+        await self._residence.rise(model, time.monotonic() + LOAD_S)
         model.live("loaded")
         model.live("measured")
-        if kept:
-            size = self._keeper.ledger.bytes(model.name)
-            self._tell(m.Registered(model.name, model.url, msgspec.msgpack.encode(manifest), size))
+        self._tell_of(model)
 
-    def _register(self, model: Model, nbytes: int) -> None:
+    def _tell_of(self, model: Model) -> None:
+        if model.kept:
+            manifest = msgspec.msgpack.encode(model.manifest)
+            self._tell(m.Registered(model.name, model.url, manifest, self._bytes(model), model.deaths))
+
+    async def look(self, model: Model) -> None:
+        """Read the folder of ``model`` as it is now: its manifest, where it runs, what it will take.
+
+        Before each rise, for what lies on the disk may be other files than the last time. Raises ServingError.
+        """
+        known_bytes = self._bytes(model)
+        work = functools.partial(self._read, model, known_bytes)
+        found = await asyncio.get_running_loop().run_in_executor(self._loaders, work)
+        changed = model.manifest is not None and not _alike(found.manifest, model.manifest)
+        model.manifest, model.runner = found.manifest, found.runner
+        self._register(model, found.segments)
+        if changed and model.life is Life.READY:
+            _log.info("the files of %s were changed since it was last up; it is described anew", model.name)
+            self._tell_of(model)
+
+    def _read(self, model: Model, known_bytes: int) -> _Found:
+        """Describe and prepare; on a loader thread."""
+        folder = self._folder(model.url)
+        hf_task = self._settings.hf_task if model.name == SINGLE else ""
+        try:
+            manifest = describe.describe(folder, program=self._settings.program, hf_task=hf_task)
+            if manifest != model.manifest:
+                policy.check(folder, manifest, self._settings)
+            runner = model.runner
+            if runner is None or model.manifest is None or not _alike(manifest, model.manifest):
+                runner, known_bytes = self._runners(manifest), 0
+            return _Found(manifest, runner, runner.prepare(model.name, manifest, known_bytes))
+        except (OSError, MemoryError, RuntimeError) as error:  # files that vanish or cannot be mapped
+            raise blame.while_loading(error) from error
+
+    def _register(self, model: Model, segments: list[Segment]) -> None:
         assert model.manifest is not None
-        pinned = model.manifest.settings.pin
-        self._keeper.ledger.add(model.name, [Segment(model.name, nbytes)], pinned=pinned, at=time.monotonic())
+        ledger, pinned = self._keeper.ledger, model.manifest.settings.pin
+        if model.name not in ledger:
+            ledger.add(model.name, segments, pinned=pinned, at=time.monotonic())
+            return
+        ledger.recut(model.name, segments)
+        (ledger.pin if pinned else ledger.unpin)(model.name)
+
+    def _bytes(self, model: Model) -> int:
+        return self._keeper.ledger.bytes(model.name) if model.name in self._keeper.ledger else 0
 
     def replay(self, registered: m.Registered) -> None:
         """Take in a model that an earlier engine had: known at once, on disk, up on its next call if not kept out."""
         model = Model(registered.name, registered.url)
         model.manifest = msgspec.msgpack.decode(registered.manifest, type=Manifest)
         model.runner = self._runners(model.manifest)
-        self._register(model, registered.size_bytes)
+        self._register(model, [Segment(model.name, registered.size_bytes)])
         model.live("load")
         model.live("loaded")
         model.live("measured")
@@ -212,11 +253,15 @@ class Loading:
             await asyncio.sleep(0.005)
         model.live("expired" if model.busy else "idle")
         self._calls.fail_waiting(model, Draining(f"model {model.name!r} was unloaded while the request waited"))
+        if model.rising is not None:
+            model.rising.cancel()
+            await asyncio.wait([model.rising])
         while model.residency in (Residency.RISING, Residency.SINKING):
             await asyncio.sleep(0.005)
-        freed = self._keeper.ledger.bytes(model.name) if model.residency is Residency.DEVICE else 0
         self._residence.unhold(model)
-        await self._residence.sink(model.name)
+        freed = await self._residence.sink(model.name)
+        if model.runner is not None:
+            await model.runner.settle()
         self._remove(model)
         _log.info("unloaded %s, %d bytes are back", model.name, freed)
         return m.Unloaded(request.id, freed)
@@ -230,6 +275,11 @@ def real_path(url: str) -> Path | None:
         return Path(os.path.realpath(url.removeprefix("file://")))
     except OSError:  # a link that this user may not read, as those under /proc
         return None
+
+
+def _alike(one: Manifest, other: Manifest) -> bool:
+    """Whether two manifests differ in nothing but times: what was measured of the one holds for the other."""
+    return msgspec.structs.replace(one, identity=other.identity) == other
 
 
 def _newest_mtime_ns(folder: Path) -> int:

@@ -17,7 +17,6 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 import uvloop
@@ -33,11 +32,11 @@ from container.engine.quarantine import Quarantine
 from container.engine.residence import Residence
 from container.engine.runners import LaneRunner, Runner
 from container.errors import ServingError
-from container.handler import Weights
 from container.host.process import ChildProcess
 from container.lifeline import die_with_parent
-from container.memory import probe, weights
+from container.memory import probe
 from container.memory.keeper import Keeper
+from container.memory.known import Known
 from container.memory.ledger import Ledger, Tier
 from container.metrics import Metrics
 from container.model import resolve, watch
@@ -114,13 +113,9 @@ class _Parts:
         self.residence = Residence(self.models, self.keeper)
         self.calls = Calls(settings, self.models, self.keeper.ledger, self.residence, metrics)
         dispatcher.on_idle = self._idle
-
-        def open_weights(manifest: Manifest) -> Weights:
-            dtype = manifest.settings.dtype
-            folder = Path(manifest.model_dir)
-            return weights.open_weights(folder, dtype, self.device, allow_pickle=settings.allow_pickle)
-
-        lanes = LaneRunner(dispatcher, loaders, self.device, open_weights)
+        dispatcher.on_stale = self.calls.stale
+        known = Known(self.device, allow_pickle=settings.allow_pickle, share=settings.sharing)
+        lanes = LaneRunner(dispatcher, loaders, ThreadPoolExecutor(1, "sharer"), self.device, known)
         blocks = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS, watch.BLOCK))
 
         def child(name: str, python: str = sys.executable, *, again: bool = False) -> ChildRunner:

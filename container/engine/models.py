@@ -25,7 +25,9 @@ class Model:
     """What the engine knows of one name.
 
     waiting: requests that came while the bytes were not on the device. in_flight: requests handed to the runner and
-    not answered yet. loading: set while the first load runs, so that others can wait for its end.
+    not answered yet. loading: set while the first load runs, so that others can wait for its end. kept: the supervisor
+    knows of it, for the next engine. stale: its files are not those that it was brought up from. starved: requests that
+    ran out of memory and wait for their second try.
     """
 
     name: str
@@ -42,6 +44,9 @@ class Model:
     loading: asyncio.Future[None] | None = None
     reason: str = ""
     deaths: int = 0
+    kept: bool = True
+    stale: bool = False
+    starved: list[Ticket] = field(default_factory=list)
     times_ms: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

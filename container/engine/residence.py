@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Awaitable, Callable
 
 from container import log
 from container.engine.lifecycle import Residency
 from container.engine.models import Model, Registry
+from container.engine.runners import Up
 from container.errors import LargerThanTier, OutOfMemory, ServingError
 from container.memory.keeper import Keeper
 from container.memory.ledger import Tier
@@ -21,30 +24,50 @@ class Residence:
         self._models = models
         self._keeper = keeper
         self._ledger = keeper.ledger
+        self._joining: set[asyncio.Task[None]] = set()
         self.promotions = 0
+        #: Reads the folder anew and writes into the ledger what it will take; sets manifest and runner.
+        self.look: Callable[[Model], Awaitable[None]]
 
     async def rise(self, model: Model, deadline_s: float) -> None:
-        """Bring ``model`` to the device. Raises ServingError; then it is on the disk and the bytes are back."""
-        await self._keeper.reserve(model.name, deadline_s)
-        model.reside("rise")
+        """Bring ``model`` to the device as its folder is now.
+
+        Raises ServingError; then it is on the disk and the bytes are back.
+        """
         try:
+            await self.look(model)
+            await self._keeper.reserve(model.name, deadline_s)
+            model.reside("rise")
             await self._bring_up(model)
         except (ServingError, asyncio.CancelledError):
-            await self._fall_back(model)
+            await asyncio.shield(self._fall_back(model))
             raise
         self.promotions += 1
+        model.stale = False
         model.reside("at_device")
-        await self._keeper.fit()
+        await self._keeper.fit(model.name)
+        self._join(model)
 
-    async def sink(self, name: str) -> None:
-        """Take ``name`` from the device; its bytes are free when this returns."""
+    async def renew(self, model: Model) -> None:
+        """Take ``model``, whose files have changed, from the device once nothing of it runs; it can rise anew then."""
+        while model.held:
+            await asyncio.sleep(0.001)
+        await self.sink(model.name)
+        model.stale = False
+
+    async def sink(self, name: str) -> int:
+        """Take ``name`` from the device; return the bytes that are free by then: those that nobody else uses."""
         model = self._models.get(name)
         if model is None or model.residency is not Residency.DEVICE or model.runner is None:
-            return
+            return 0
         self._ledger.demote(name, Tier.DEVICE)
         model.reside("sink")
         await model.runner.put_down(name)
-        self._leave(model)
+        return self._leave(model)
+
+    async def make_room(self) -> int:
+        """Sink every idle model, because an allocation failed; return how many sank."""
+        return await self._keeper.sink_idle()
 
     def lost(self, model: Model) -> None:
         """The process that held the bytes of ``model`` died, and they went with it."""
@@ -72,34 +95,61 @@ class Residence:
     async def _bring_up(self, model: Model) -> None:
         assert model.runner is not None
         assert model.manifest is not None
+        started = time.monotonic()
         try:
-            loaded = await model.runner.bring_up(model.name, model.manifest)
+            up = await model.runner.bring_up(model.name, model.manifest)
         except OutOfMemory:
             if not await self._keeper.sink_idle():
                 raise
             _log.warning("out of memory while %s was rising; idle models sank, trying once more", model.name)
-            loaded = await model.runner.bring_up(model.name, model.manifest)
-        limit = self._ledger.figures(Tier.DEVICE).limit
-        if loaded.bytes > limit:
+            up = await model.runner.bring_up(model.name, model.manifest)
+        self._book(model, up)
+        model.times_ms = up.times_ms
+        self._ledger.rose(model.name, time.monotonic() - started)
+
+    def _book(self, model: Model, up: Up) -> None:
+        """Reserved becomes used, by measured bytes."""
+        nbytes, limit = sum(segment.bytes for segment in up.segments), self._ledger.figures(Tier.DEVICE).limit
+        if nbytes > limit:
             raise LargerThanTier(
-                f"model {model.name!r} takes {loaded.bytes} bytes when loaded and the limit is {limit}; it can never "
-                f"fit, whatever else is unloaded; raise BERTH_MEMORY_LIMIT to at least {loaded.bytes}"
+                f"model {model.name!r} takes {nbytes} bytes when loaded and the limit is {limit}; it can never "
+                f"fit, whatever else is unloaded; raise BERTH_MEMORY_LIMIT to at least {nbytes}"
             )
-        model.times_ms = loaded.times_ms
-        self._ledger.commit(model.name, Tier.DEVICE, loaded.bytes)
+        self._ledger.recut(model.name, up.segments)
+        self._keeper.check_fit(model.name)
+        self._ledger.commit(model.name, Tier.DEVICE)
 
     async def _fall_back(self, model: Model) -> None:
         """A rise failed: put down what may be there, give the reservation back."""
         if model.runner is not None:
-            await asyncio.shield(model.runner.put_down(model.name))
-        self._ledger.demote(model.name, Tier.DEVICE)
+            await model.runner.put_down(model.name)
+        if model.name in self._ledger.reserved_by(Tier.DEVICE):
+            self._ledger.demote(model.name, Tier.DEVICE)
         if model.residency is Residency.RISING:
             model.reside("failed")
         self._leave(model)
 
-    def _leave(self, model: Model) -> None:
+    def _leave(self, model: Model) -> int:
+        freed = 0
         if model.name in self._ledger.leaving(Tier.DEVICE):
-            self._ledger.release(model.name, Tier.DEVICE)
+            freed = self._ledger.release(model.name, Tier.DEVICE)
         if model.residency is Residency.SINKING:
             model.reside("at_disk")
         self._keeper.changed()
+        return freed
+
+    def _join(self, model: Model) -> None:
+        """Let ``model`` share what it has in common with others, off the path."""
+        task = asyncio.get_running_loop().create_task(self._joined(model))
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+
+    async def _joined(self, model: Model) -> None:
+        assert model.runner is not None
+        changed = await model.runner.join(model.name)
+        for name, segments in changed.items():
+            if name in self._ledger:
+                self._ledger.recut(name, segments)
+        if changed:
+            self._keeper.changed()
+            await self._keeper.fit(model.name)

@@ -1,5 +1,8 @@
 """Where a model runs: on the engine's own lanes (our handlers), or in a host child (authors' code).
 
+    prepare ──> bring_up ──> submit, submit, ... ──> put_down
+                   └──> join (shares weights, meanwhile)
+
 A runner brings a model up, takes its requests, and puts it down; it decides nothing.
 """
 
@@ -7,63 +10,99 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
 from concurrent.futures import Executor
-from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from container import log
 from container.archive.manifest import Manifest
-from container.handler import Context, Weights
-from container.memory import sizes
+from container.handler import Context
+from container.memory.known import Known
+from container.memory.ledger import Segment
 from container.model import pipeline
 from container.model.dispatch import Dispatcher, Ticket
-from container.wire import messages as m
+from container.payload import Payload
+
+
+class Up(NamedTuple):
+    """A model that has come up: what it consists of, how long each phase took, a request that it takes (None = ?)."""
+
+    segments: list[Segment]
+    times_ms: dict[str, float]
+    example: Payload | None = None
 
 
 class Runner(Protocol):
     """What the engine needs of a place where models run."""
 
-    def predict(self, manifest: Manifest) -> int:
-        """Return the bytes that the model will take, from its files alone; reads files. Raises BadArchive."""
+    def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
+        """Return what to reserve for ``name``; on a loader thread, reads files. Raises BadArchive.
 
-    async def bring_up(self, name: str, manifest: Manifest) -> m.Loaded:
-        """Load ``name``; return its measured bytes. Raises ServingError."""
+        known_bytes: what the same files took when they were up before, 0 if they never were.
+        """
+
+    async def bring_up(self, name: str, manifest: Manifest) -> Up:
+        """Load ``name``; return its measured segments. Raises ServingError."""
+
+    async def join(self, name: str) -> dict[str, list[Segment]]:
+        """Share what ``name``, which is up, has in common with others; return the segments of all that changed."""
 
     async def put_down(self, name: str) -> None:
-        """Drop ``name`` and everything it holds; it is idle."""
+        """Drop ``name`` and everything it holds, also what was only prepared; it is idle."""
+
+    async def settle(self) -> None:
+        """Return when nothing in the background can hold on to a model that was put down."""
 
     def submit(self, name: str, ticket: Ticket) -> None:
-        """Answer ``ticket`` in time; settles it exactly once unless it is dropped."""
+        """Answer ``ticket`` in time; settles it exactly once unless it is dropped or given back."""
 
     def busy(self, name: str) -> bool:
         """Whether anything of ``name`` waits or runs here."""
 
 
 class LaneRunner:
-    """Our own handlers, on the engine's lanes. ``open_weights`` maps a checkpoint (``memory/weights``)."""
+    """Our own handlers, on the engine's lanes, with their weights from ``known``.
 
-    def __init__(
-        self, dispatcher: Dispatcher, loaders: Executor, device: str, open_weights: Callable[[Manifest], Weights]
-    ) -> None:
+    loaders: threads that read files. sharer: one thread, for comparing.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, loaders: Executor, sharer: Executor, device: str, known: Known) -> None:
         self._dispatcher = dispatcher
         self._loaders = loaders
+        self._sharer = sharer
         self._device = device
-        self._open_weights = open_weights
+        self._known = known
         self._opened: dict[str, pipeline.Opened] = {}
+        self._joining: asyncio.Future[list[str]] | None = None
 
-    def predict(self, manifest: Manifest) -> int:
-        """Return the checkpoint's bytes in the serving dtype."""
-        return sizes.checkpoint_bytes(Path(manifest.model_dir), manifest.settings.dtype, self._device)
+    def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
+        """See Runner: exact, and less what others have already."""
+        return self._known.prepare(name, manifest)
 
-    async def bring_up(self, name: str, manifest: Manifest) -> m.Loaded:
+    async def bring_up(self, name: str, manifest: Manifest) -> Up:
         """Load on a loader thread, then accept requests."""
         work = functools.partial(self._open, name, manifest)
         opened = await asyncio.get_running_loop().run_in_executor(self._loaders, work)
         self._opened[name] = opened
         batch = manifest.settings.batch
-        self._dispatcher.open(name, opened.handler, batch.max_size, batch.max_delay_ms, manifest.settings.timeout_s)
-        return m.Loaded(0, opened.bytes, opened.times_ms, pipeline.example_of(opened.handler))
+        self._dispatcher.open(
+            name,
+            opened.handler,
+            batch.max_size,
+            batch.max_delay_ms,
+            manifest.settings.timeout_s,
+            functools.partial(self._known.is_fresh, name),
+        )
+        segments = self._known.segments(name) or [Segment(name, opened.bytes)]
+        return Up(segments, opened.times_ms, pipeline.example_of(opened.handler))
+
+    async def join(self, name: str) -> dict[str, list[Segment]]:
+        """See Runner. One after the other, on a thread of its own."""
+        if self._known.is_whole(name):
+            return {}
+        self._joining = asyncio.get_running_loop().run_in_executor(self._sharer, self._known.join, name)
+        changed = await self._joining
+        # Asked now, on the loop: what was put down meanwhile has none.
+        return {one: segments for one in changed if (segments := self._known.segments(one))}
 
     async def put_down(self, name: str) -> None:
         """Close the handler; its weights are unmapped when this returns."""
@@ -71,6 +110,12 @@ class LaneRunner:
         opened = self._opened.pop(name, None)
         if opened is not None:
             opened.close()
+        self._known.close(name)
+
+    async def settle(self) -> None:
+        """Wait for the comparing that runs: it may hold tensors of a model that is closed."""
+        if self._joining is not None:
+            await asyncio.wait([self._joining])
 
     def submit(self, name: str, ticket: Ticket) -> None:
         """Queue for a lane."""
@@ -85,7 +130,7 @@ class LaneRunner:
             name,
             self._device,
             manifest.settings.options,
-            open_weights=lambda folder: self._open_weights(manifest),
+            open_weights=lambda folder: self._known.open(name, manifest, folder),
             properties={"model_dir": manifest.model_dir},
         )
         with log.bind(model=name):

@@ -74,7 +74,7 @@ class Child:
             self._tickets.pop(key, None)
             respond(m.Answer(request.id, result))
 
-        ticket = self._tickets[key] = Ticket(request.payload, settle, time.monotonic())
+        ticket = self._tickets[key] = Ticket(request.payload, settle, time.monotonic(), most=request.most)
         if request.stream:
             ticket.part = lambda piece: respond(m.Chunk(request.id, piece))
         self._dispatcher.submit(request.model, ticket)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from container import log
-from container.errors import MemoryBusy
+from container.errors import MemoryBusy, NoRoom
 from container.memory import plan
 from container.memory.ledger import Ledger, Tier
 
@@ -21,7 +21,7 @@ _log = log.get(__name__)
 class Keeper:
     """The doing side of the memory; one for a device."""
 
-    def __init__(self, ledger: Ledger, sink: Callable[[str], Awaitable[None]], policy: plan.Policy) -> None:
+    def __init__(self, ledger: Ledger, sink: Callable[[str], Awaitable[object]], policy: plan.Policy) -> None:
         self.ledger = ledger
         self._sink = sink
         self._policy: plan.Policy = policy
@@ -46,17 +46,29 @@ class Keeper:
                 return
             await self._carry_out(demotions)
 
-    async def fit(self) -> None:
-        """Sink idle models while measured bytes are over the limit; what is held may keep the tier over it."""
+    def check_fit(self, name: str) -> None:
+        """Raise NoRoom if ``name`` takes the tier over its limit and nothing may sink for that."""
+        over = self.ledger.figures(Tier.DEVICE).over
+        if over and self._policy == "platform":
+            raise NoRoom(
+                f"model {name!r} took {over} bytes more than are free when it was loaded, and BERTH_EVICTION=platform "
+                "forbids sinking others; unload a model or raise BERTH_MEMORY_LIMIT"
+            )
+
+    async def fit(self, spared: str) -> None:
+        """Sink idle models but ``spared`` while measured bytes are over the limit; what is in use may keep it so."""
         while (over := self.ledger.figures(Tier.DEVICE).over) > 0:
-            demotions = plan.idle_models(self.ledger, Tier.DEVICE)[:1]
-            if not demotions:
+            idle = plan.idle_models(self.ledger, Tier.DEVICE)
+            demotions = [step for step in idle if step.name != spared][:1]
+            if not demotions or self._policy == "platform":
                 _log.warning("models take %d bytes over the limit and all of them are in use", over)
                 return
             await self._carry_out(demotions)
 
     async def sink_idle(self) -> int:
         """Sink every idle model: what a real out-of-memory error is answered with. Return how many sank."""
+        if self._policy == "platform":
+            return 0
         demotions = plan.idle_models(self.ledger, Tier.DEVICE)
         await self._carry_out(demotions)
         return len(demotions)

@@ -49,8 +49,9 @@ class Entry:
     uses: int = 0
     #: Since when its oldest queued request waits; None = nothing is queued.
     queued_since: float | None = None
-    #: What rising costs, in any unit that is the same for all models (seconds).
+    #: What rising costs, in any unit that is the same for all models (seconds), and how often that was measured.
     rise_cost: float = 1.0
+    rises: int = 0
     #: Value of the last model that was demoted when this one was last used (GreedyDual's ageing).
     floor: float = 0.0
 
@@ -176,6 +177,12 @@ class Ledger:
         entry.used_at = max(entry.used_at, at)
         entry.uses += 1
         entry.floor = self._floor
+
+    def rose(self, name: str, seconds: float) -> None:
+        """``name`` came up in ``seconds``: the cost of rising for the planner, smoothed over its rises."""
+        entry = self.entry(name)
+        entry.rise_cost = seconds if entry.rises == 0 else (entry.rise_cost + seconds) / 2
+        entry.rises += 1
 
     def queue(self, name: str, since: float | None) -> None:
         """The oldest queued request of ``name`` waits since ``since``; None = its queue is empty."""

@@ -70,7 +70,11 @@ class _Joining:
         self.weights = weights
         candidates = {n: t for n, t in weights.own_tensors().items() if t.device.type == "cpu" and t.is_contiguous()}
         self.tensors = candidates
-        self.prints = {name: fingerprint(tensor, salt) for name, tensor in candidates.items() if tensor.nbytes}
+        taken = weights.fingerprints.setdefault(salt, {})
+        for name, tensor in candidates.items():
+            if name not in taken and tensor.nbytes:
+                taken[name] = fingerprint(tensor, salt)
+        self.prints = {name: taken[name] for name, tensor in candidates.items() if tensor.nbytes}
         self.bound: dict[str, torch.Tensor] = {}
         self.blocks: list[Block] = []
 
@@ -107,11 +111,16 @@ class Sharing:
         self._blocks: dict[bytes, weakref.ref[Block]] = {}  # fingerprint -> the block that has it
         self._made = 0
 
-    def expect(self, weights: WeightMap, salt: str = "") -> int:
-        """Return the bytes that ``weights`` will have for itself once joined, as far as samples tell: what to reserve.
+    def meet(self, weights: WeightMap, salt: str = "") -> int:
+        """``recall``, then ``expect``: the bytes to reserve for ``weights``, beside the blocks that it refers to now.
 
-        About two milliseconds. ``weights`` may be a map that was opened just for this.
+        Takes a fingerprint of each tensor (a millisecond for a BERT), compares no byte, waits for no ``join``.
         """
+        self.recall(weights, salt)
+        return self.expect(weights, salt)
+
+    def expect(self, weights: WeightMap, salt: str = "") -> int:
+        """Return the bytes that ``weights`` will have for itself once joined, as far as samples tell."""
         joining = _Joining(weights, salt)
         found: Counter[object] = Counter()
         for tensor, print_ in joining.prints.items():
@@ -121,7 +130,7 @@ class Sharing:
         return weights.own_bytes - sum(nbytes for nbytes in found.values() if nbytes >= LEAST_BYTES)
 
     def recall(self, weights: WeightMap, salt: str = "") -> bool:
-        """Bind ``weights`` to blocks its files were compared with before: about a millisecond, no byte compared.
+        """Bind ``weights`` to blocks its files were compared with before: no byte compared.
 
         For a model that rises again. Returns whether anything was bound; ``join`` finds what else there is. Waits for
         no ``join`` that may be running.
@@ -131,6 +140,11 @@ class Sharing:
             if weights.identity in block.verified and (found := joining.equal(block.tensors, trusted=True)):
                 joining.bind(block, found)
         return joining.finish()
+
+    @property
+    def is_joining(self) -> bool:
+        """Does a ``join`` run right now?"""
+        return self._lock.locked()
 
     def join(self, name: str, weights: WeightMap, salt: str = "") -> dict[str, list[Segment]]:
         """``name`` is up with ``weights``: share what it has in common with the others that are up.
@@ -151,6 +165,7 @@ class Sharing:
             if joining.finish():
                 changed.append(name)
             self._members[name] = _Member(weights, joining.prints)
+            weights.fingerprints.clear()
             for print_ in joining.prints.values():
                 self._owners.setdefault(print_, name)
             ups = ((one, self._members[one].weights()) for one in changed)

@@ -194,6 +194,23 @@ def checkpoint_bytes(model_dir: Path, dtype: str = "", device: str = "cpu") -> i
     )
 
 
+def in_place(model_dir: Path, dtype: str = "", device: str = "cpu") -> bool:
+    """Whether the weights under ``model_dir`` can be served from where they lie, so that opening them takes no memory.
+
+    Raises BadArchive.
+    """
+    checkpoint = find_checkpoint(model_dir)
+    return (
+        device == "cpu"
+        and checkpoint.kind == "safetensors"
+        and all(
+            serving_dtype(tensor.dtype, dtype, device) == tensor.dtype
+            for path in checkpoint.files
+            for tensor in read_header(path).values()
+        )
+    )
+
+
 def folder_bytes(model_dir: Path) -> int:
     """Return the size of all weight files under ``model_dir``: the guess for models that bring their own code."""
     return sum(

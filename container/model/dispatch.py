@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from container.errors import Failure
+from container.errors import Failure, Restarting
 from container.handler import Handler, Parts
 from container.model import pipeline, queues
 from container.model.lanes import Job, Lanes, Results
@@ -32,10 +32,12 @@ BUDGET = 4096
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request on its way; ``settle`` is called exactly once unless the ticket is dropped first.
+    """One request on its way; ``settle`` is called exactly once unless the ticket is dropped or given back first.
 
     Times are seconds of CLOCK_MONOTONIC. ``on_drop`` tells whoever has the work that nobody waits for it any more.
     part: takes pieces of the answer before ``settle`` is called; None = they are gathered into one answer.
+    give_back: takes the ticket when its model cannot answer it as it is now; None = it cannot be given back. most: no
+    more than this many in a batch, now and for the model's later requests; 0 = as the manifest says.
     """
 
     payload: Payload
@@ -45,6 +47,8 @@ class Ticket:
     on_drop: Callable[[], None] | None = None
     dropped: bool = False
     part: Callable[[Payload], None] | None = None
+    give_back: Callable[[Ticket], None] | None = None
+    most: int = 0
     _pieces: list[Payload] | None = None
 
     def begin(self, piece: Payload) -> None:
@@ -68,6 +72,15 @@ class Ticket:
                 result = msgspec.structs.replace(self._pieces[0], body=body)
         self.settle(result)
 
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the work can be done once more: nothing of the answer has gone out."""
+        return self.part is None or self._pieces is None
+
+    def renew(self) -> None:
+        """Be as before the work began."""
+        self.dropped, self.on_drop, self._pieces = False, None, None
+
     def drop(self) -> None:
         """Forget the request; what already runs of it runs to its end for nothing."""
         self.dropped = True
@@ -90,6 +103,9 @@ class _Station:
     item_s: float = 0.01
     #: Batches in a row that were quick.
     quick_runs: int = 0
+    #: Whether what the handler reads is still what it was; asked before a batch and before its results are given.
+    is_fresh: Callable[[], bool] | None = None
+    stale: bool = False
 
 
 class Dispatcher:
@@ -103,13 +119,26 @@ class Dispatcher:
         self._pumping = False
         #: Called with a model's name when nothing of it waits or runs any more.
         self.on_idle: Callable[[str], None] = lambda name: None
+        #: Called with a model's name when it is not fresh any more; its tickets have been given back, or will be.
+        self.on_stale: Callable[[str], None] = lambda name: None
         lanes.on_free = self.pump
 
     def open(
-        self, name: str, handler: Handler, max_items: int = 32, max_delay_ms: int = 0, timeout_s: float = 50.0
+        self,
+        name: str,
+        handler: Handler,
+        max_items: int = 32,
+        max_delay_ms: int = 0,
+        timeout_s: float = 50.0,
+        is_fresh: Callable[[], bool] | None = None,
     ) -> None:
-        """Accept requests for ``name``; a batch that runs for longer than ``timeout_s`` counts as hung."""
-        self._stations[name] = _Station(name, handler, max_items, max_delay_ms / 1000, timeout_s)
+        """Accept requests for ``name``; a batch that runs for longer than ``timeout_s`` counts as hung.
+
+        is_fresh: whether the model's files are those that it was loaded from; a few microseconds.
+        """
+        station = _Station(name, handler, max_items, max_delay_ms / 1000, timeout_s)
+        station.is_fresh = is_fresh
+        self._stations[name] = station
 
     def close(self, name: str) -> None:
         """Accept no more requests for ``name``; the caller has made sure that none waits or runs."""
@@ -119,6 +148,8 @@ class Dispatcher:
     def submit(self, name: str, ticket: Ticket) -> None:
         """Queue ``ticket``; it starts once the loop has taken what else has arrived, so that a burst is one batch."""
         station = self._stations[name]
+        if ticket.most:
+            station.max_items = min(station.max_items, ticket.most)
         station.queue.append(ticket)
         self._waiting[name] = station
         if not self._pumping:
@@ -179,6 +210,8 @@ class Dispatcher:
             self._alarm = loop.call_later(wait_s, self.pump)
 
     def _start(self, station: _Station) -> None:
+        if self._gone_stale(station):
+            return
         waiting = station.queue
         size = queues.next_batch(len(waiting), station.max_items, self._lanes.free, station.handler.reentrant)
         tickets = [ticket for ticket in (waiting.popleft() for _ in range(size)) if not ticket.dropped]
@@ -190,12 +223,17 @@ class Dispatcher:
         station.running += 1
 
         def on_results(results: Results) -> None:
+            if self._gone_stale(station):  # computed from who knows what
+                self._give_back([tickets[index] for index, _ in results])
+                return
             for index, result in results:
                 ticket = tickets[index]
                 if not ticket.dropped:
                     ticket.end(result)
 
         def on_parts(parts: Parts) -> None:
+            if self._gone_stale(station):
+                return
             for index, piece in parts.items():
                 if not tickets[index].dropped:
                     tickets[index].begin(piece)
@@ -215,6 +253,31 @@ class Dispatcher:
         for ticket in tickets:
             ticket.on_drop = on_drop
         self._lanes.start(job, here=station.quick_runs >= QUICK_RUNS)
+
+    def _gone_stale(self, station: _Station) -> bool:
+        """Return whether the files under the model are others now; then nothing of it starts any more."""
+        if not station.stale:
+            if station.is_fresh is None or station.is_fresh():
+                return False
+            station.stale = True
+            self.on_stale(station.name)
+        self._waiting.pop(station.name, None)
+        tickets = list(station.queue)
+        station.queue.clear()
+        self._give_back(tickets)
+        self._settle_idle(station)
+        return True
+
+    def _give_back(self, tickets: list[Ticket]) -> None:
+        for ticket in tickets:
+            if ticket.dropped:
+                continue
+            if ticket.give_back is not None and ticket.may_repeat:
+                ticket.give_back(ticket)
+            else:
+                changed = Restarting("the model's files were changed while it answered; ask again", retry_after_s=1.0)
+                ticket.dropped = True
+                ticket.settle(changed.to_failure())
 
     def _settle_idle(self, station: _Station) -> None:
         if not station.queue and not station.running:

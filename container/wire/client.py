@@ -157,10 +157,11 @@ class Client:
         deadline: float,
         on_result: Callable[[Payload | Failure], None],
         on_part: Callable[[Payload], None] | None = None,
+        most: int = 0,
     ) -> Callable[[], None]:
         """Invoke without a future: ``on_result`` is called once, also when the peer dies; returns what cancels it.
 
-        on_part: called before that with pieces of the answer, if it comes in pieces.
+        on_part: called before that with pieces of the answer, if it comes in pieces. most: see Invoke.
         """
         request_id = next(self._ids)
 
@@ -170,7 +171,7 @@ class Client:
             else:
                 on_result(reply.result if isinstance(reply, m.Answer) else _failure_of(reply))
 
-        self._send(m.Invoke(request_id, model, payload, deadline, on_part is not None), request_id, resolve)
+        self._send(m.Invoke(request_id, model, payload, deadline, on_part is not None, most), request_id, resolve)
         return lambda: self._abandon(request_id)
 
     def counts(self, counts: m.Counts) -> None:

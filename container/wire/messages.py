@@ -23,6 +23,7 @@ class Invoke(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Answer ``payload`` with ``model`` ("" = the single model) before ``deadline``. Reply: Answer.
 
     stream: the sender takes Chunks before the Answer, if the model answers in pieces; otherwise they are gathered.
+    most: requests that may share a run from now on, 0 = as the manifest says (engine to child).
     """
 
     id: int
@@ -30,6 +31,7 @@ class Invoke(msgspec.Struct, frozen=True, array_like=True, tag=1):
     payload: Payload
     deadline: float
     stream: bool = False
+    most: int = 0
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):

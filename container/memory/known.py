@@ -1,0 +1,108 @@
+"""The weights of known models on one device: opened before room is made for them, shared once they are up.
+
+    prepare ──> segments to reserve ──> open (by the handler) ──> join (off the path) ──> segments to recut ──> close
+
+Preparing opens the map where that takes no memory (served in place from the file), because only then can be told what
+of it is there already: copies of one model that were each reserved in full would push each other out before they could
+meet. Where opening takes memory, the prediction is reserved and the map is opened afterwards.
+
+Does not cover: the ledger (the engine's loop writes what is returned here), when any of this is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from container.archive.manifest import Manifest
+from container.memory import sharing, sizes
+from container.memory.ledger import Segment
+from container.memory.weights import WeightMap, WeightsChanged, open_weights
+
+
+@dataclass(slots=True)
+class _Held:
+    """One model's open map. expected_bytes: what it will have for itself once joined; None = it has joined."""
+
+    weights: WeightMap
+    folder: Path
+    salt: str
+    expected_bytes: int | None = None
+
+
+class Known:
+    """All open maps of one device. Each name has one caller at a time; different names may come from any thread."""
+
+    def __init__(self, device: str, *, allow_pickle: bool, share: bool) -> None:
+        self._device = device
+        self._allow_pickle = allow_pickle
+        self._sharing = sharing.Sharing() if share and device == "cpu" else None
+        self._held: dict[str, _Held] = {}
+
+    def prepare(self, name: str, manifest: Manifest) -> list[Segment]:
+        """Return the segments that ``name`` will consist of; on a loader thread. Raises BadArchive."""
+        folder, dtype = Path(manifest.model_dir), manifest.settings.dtype
+        if not sizes.in_place(folder, dtype, self._device):
+            return [Segment(name, sizes.checkpoint_bytes(folder, dtype, self._device))]
+        self._open(name, manifest, folder)
+        return self.segments(name)
+
+    def open(self, name: str, manifest: Manifest, folder: Path) -> WeightMap:
+        """Return the open map of the checkpoint right under ``folder``. Raises BadArchive."""
+        held = self._held.get(name)
+        if held is None or held.folder != folder:
+            self.close(name)
+            held = self._open(name, manifest, folder)
+        return held.weights
+
+    def _open(self, name: str, manifest: Manifest, folder: Path) -> _Held:
+        dtype, salt = manifest.settings.dtype, manifest.settings.salt
+        weights = open_weights(folder, dtype, self._device, allow_pickle=self._allow_pickle)
+        held = self._held[name] = _Held(weights, folder, salt)
+        if self._sharing is not None:
+            held.expected_bytes = self._sharing.meet(weights, salt)
+            if held.expected_bytes == weights.own_bytes and not self._sharing.is_joining:
+                self.join(name)  # nothing to compare: from now on others can meet it
+        return held
+
+    def is_whole(self, name: str) -> bool:
+        """Whether ``join`` has nothing to do for ``name``."""
+        held = self._held.get(name)
+        return held is None or held.expected_bytes is None
+
+    def join(self, name: str) -> list[str]:
+        """Share what ``name`` has in common with others; return the models whose segments are others now.
+
+        May take as long as reading all of it: not on the loop, nor on a loader thread.
+        """
+        held = self._held.get(name)
+        if held is None or self._sharing is None or held.expected_bytes is None:
+            return []
+        changed = self._sharing.join(name, held.weights, held.salt)
+        held.expected_bytes = None
+        return list(changed.keys() | {name})
+
+    def segments(self, name: str) -> list[Segment]:
+        """Return what ``name`` consists of now, [] if it is not open."""
+        held = self._held.get(name)
+        if held is None:
+            return []
+        segments = sharing.segments(name, held.weights)
+        return segments if held.expected_bytes is None else [*segments[:-1], Segment(name, held.expected_bytes)]
+
+    def is_fresh(self, name: str) -> bool:
+        """Whether the files under ``name`` are still those that were opened; 3 µs a file."""
+        held = self._held.get(name)
+        if held is None:
+            return True
+        try:
+            held.weights.check()
+        except WeightsChanged:
+            return False
+        return True
+
+    def close(self, name: str) -> None:
+        """Let go of everything of ``name``; nothing happens if it is not open."""
+        held = self._held.pop(name, None)
+        if held is not None:
+            held.weights.close()
