@@ -1,7 +1,7 @@
 """Known models under a device with memory of its own: blocks of weights in page-locked RAM and on the device.
 
-    prepare ──> segments ──> open (disk to host) ──> lift (host to device) ──> lower ──> drop_host, close
-                                                     one copy of one block        nothing moves: weights never change
+    prepare ──> segments ──> read, open (disk to RAM) ──> lift (RAM to device) ──> lower ──> drop_host, close
+                                                          one copy of one block    nothing moves: weights never change
 
 A model is a list of views on one or more blocks. A block is written once, from its files, in the serving dtype; the
 copy in RAM is the one that counts, so sinking is forgetting where the other one was. Models whose tensors are equal to
@@ -79,28 +79,40 @@ class Blocks:
         self._prepare(name, manifest, Path(manifest.model_dir))
         return self.segments(name)
 
-    def open(self, name: str, manifest: Manifest, folder: Path, *, keep: bool = True) -> Views:
-        """Bring the checkpoint under ``folder`` into RAM and return its views, bound there until ``lift`` or ``rest``.
+    def read(self, name: str, manifest: Manifest, *, keep: bool = True) -> None:
+        """Bring what was prepared into RAM.
 
         keep: into the arena, else into plain memory, for the copy only. Raises BadArchive; NoRun if the arena has no
         hole for it.
         """
         for _ in range(3):
-            model = self._models.get(name)
-            if model is None or model.folder != folder or model.source is None:
-                model = self._prepare(name, manifest, folder)
+            model = self._models[name]
             try:
                 self._read(name, model, keep)
             except WeightsChanged:
-                self.close(name)
+                self._prepare(name, manifest, model.folder)
                 continue
-            tensors = self._tensors(model, lambda block: block.host)
-            model.views.bytes = sum(block.layout.bytes for block, _ in model.parts)
-            model.views.rebind(tensors)
-            return model.views
-        raise BadArchive(
-            "the weight files keep changing while they are being read; finish writing them, then load again"
-        )
+            return
+        self.close(name)
+        raise BadArchive("the weight files keep changing while they are being read; finish writing, then load again")
+
+    def open(self, name: str, manifest: Manifest, folder: Path) -> Views:
+        """Return the views of the checkpoint right under ``folder``, bound to RAM until ``lift`` or ``rest``.
+
+        Reads it where that was not done, or of another folder. Raises BadArchive.
+        """
+        model = self._models.get(name)
+        if model is None or model.folder != folder:
+            self._prepare(name, manifest, folder)
+        if self._models[name].source is not None:
+            try:
+                self.read(name, manifest)
+            except NoRun:
+                self.read(name, manifest, keep=False)
+        model = self._models[name]
+        model.views.bytes = sum(block.layout.bytes for block, _ in model.parts)
+        model.views.rebind(self._tensors(model, lambda block: block.host))
+        return model.views
 
     def _prepare(self, name: str, manifest: Manifest, folder: Path) -> _Model:
         self.close(name)
@@ -308,6 +320,11 @@ class Blocks:
         """Return what ``name`` consists of, [] if it is on the disk only."""
         model = self._models.get(name)
         return [Segment(block.id, block.layout.bytes) for block, _ in model.parts] if model is not None else []
+
+    def is_in_ram(self, name: str) -> bool:
+        """Whether all of ``name`` lies in the arena in RAM."""
+        model = self._models.get(name)
+        return model is not None and all(block.place is not None for block, _ in model.parts)
 
     def neighbours(self, tier: Tier, nbytes: int, cost: Callable[[set[str], int], float | None]) -> set[str]:
         """Return the models whose sinking makes a hole of ``nbytes`` on ``tier`` and costs least; {} if none can.

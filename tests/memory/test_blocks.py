@@ -167,8 +167,9 @@ def test_without_room_in_ram_a_model_passes_through_it(tmp_path: Path) -> None:
     manifest = write(tmp_path, tensors(7))
     blocks.prepare("a", manifest)
     with pytest.raises(NoRun):
-        blocks.open("a", manifest, tmp_path)
-    views = blocks.open("a", manifest, tmp_path, keep=False)
+        blocks.read("a", manifest)
+    views = blocks.open("a", manifest, tmp_path)
+    assert not blocks.is_in_ram("a")
     blocks.lift("a")
     assert same(dict(views), tensors(7))
     assert blocks.host.used_bytes == 0
@@ -192,9 +193,7 @@ class Meddler(ThreadPoolExecutor):
 
 
 @pytest.mark.parametrize("times", [2, 3])
-def test_files_that_change_while_being_read_are_read_again_and_refused_in_the_end(
-    tmp_path: Path, times: int
-) -> None:
+def test_files_that_change_while_being_read_are_read_again_and_refused_in_the_end(tmp_path: Path, times: int) -> None:
     blocks = made()
     manifest = write(tmp_path, tensors(8))
     blocks._readers = Meddler(tmp_path / "model.safetensors", times)
