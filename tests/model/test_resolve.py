@@ -71,8 +71,13 @@ def test_an_installed_package_can_add_a_task(tmp_path, monkeypatch):
 
 
 def test_kinds_that_are_not_served_yet_say_so():
-    with pytest.raises(BadArchive, match="kind triton are recognised but not served yet"):
-        resolve(Manifest("triton", "/nowhere"), None)
+    with pytest.raises(BadArchive, match="kind tasks are recognised but not served yet"):
+        resolve(Manifest("tasks", "/nowhere"), None)
+
+
+def test_exported_graphs_are_served_by_the_tensors_task_and_never_in_the_engine():
+    manifest = Manifest("triton", "/nowhere", task="tensors")
+    assert (resolve(manifest, None).task, place_of(manifest)) == ("tensors", "guests")
 
 
 def test_a_host_child_imports_no_torch_transformers_or_flask():
