@@ -1,6 +1,8 @@
 # berth in an image: docs/image.md says how it is built for a GPU or a CPU, what is in it and how it is run.
 # The classic builder is enough (no RUN --mount, no syntax line); buildx works as well.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
+# Extras of pyproject.toml, separated by spaces; each has a lock. "mms" is the second door and brings Java.
+ARG EXTRAS="triton onnx xgboost signing"
 
 # ---------------------------------------------------------------- base: Python 3.11 or later, brought if it is missing
 FROM ${BASE_IMAGE} AS base
@@ -22,8 +24,7 @@ RUN mkdir -p /extra/wheels \
 # torch stands outside the hashed lock: its build is chosen by the machine it is for.
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 RUN /opt/berth/bin/pip install ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} -r /extra/torch.txt
-# Extras of pyproject.toml, separated by spaces; each has a lock. "mms" is the second door and brings Java.
-ARG EXTRAS=""
+ARG EXTRAS
 COPY requirements/*.lock /requirements/
 RUN set -e; locks="-r /requirements/core.lock"; \
     for extra in ${EXTRAS}; do locks="$locks -r /requirements/$extra.lock"; done; \
@@ -61,8 +62,10 @@ LABEL com.amazonaws.sagemaker.capabilities.multi-models=true \
 EXPOSE 8080
 ENTRYPOINT ["/opt/berth/bin/berth"]
 CMD ["serve"]
+ARG EXTRAS
 ARG VERSION=""
 ARG REVISION=""
 LABEL org.opencontainers.image.title=berth \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.revision="${REVISION}" \
+      berth.extras="${EXTRAS}"

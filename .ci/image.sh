@@ -72,7 +72,7 @@ if docker buildx version >/dev/null 2>&1; then plain="$plain --provenance=false 
 echo "== $IMAGE from $base"
 began=$(date +%s)
 if ! docker build $plain --network=host -t "$IMAGE" --build-arg BASE_IMAGE="$base" --build-arg TORCH_INDEX_URL="$index" \
-    --build-arg EXTRAS="${EXTRAS:-}" --build-arg VERSION="$version" --build-arg REVISION="$revision" . >build.log 2>&1; then
+    --build-arg EXTRAS="${EXTRAS-$(sed -n 's/^ARG EXTRAS="\(.*\)"/\1/p' Dockerfile)}" --build-arg VERSION="$version" --build-arg REVISION="$revision" . >build.log 2>&1; then
     tail -25 build.log >&2
     fail "docker build failed (build.log)"
 fi

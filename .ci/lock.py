@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -45,11 +46,19 @@ def main() -> int:
         return 1
     FOLDER.mkdir(exist_ok=True)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name not in OUTSIDE}
     core = [line for line in project["dependencies"] if name_of(line) != "torch"] + OF_TORCH
-    locked = write(uv, "core", core, options.upgrade, set())
-    for extra, lines in project["optional-dependencies"].items():
-        if extra not in OUTSIDE:
-            write(uv, extra, core + lines, options.upgrade, locked, "--constraint", str(FOLDER / "core.lock"))
+    wanted = {"core": core} | {extra: core + lines for extra, lines in extras.items()}
+    former = "" if options.upgrade else "".join(lock.read_text() for lock in sorted(FOLDER.glob("*.lock")))
+    # All together first, so that a package has one version in whatever locks name it.
+    everything = resolve(uv, [line for lines in wanted.values() for line in lines], former)
+    locked: set[str] = set()
+    for name, lines in wanted.items():
+        blocks = blocks_of(resolve(uv, lines, everything, pinned=True))
+        kept = [block for block in blocks if name == "core" or name_of(block) not in locked]
+        (FOLDER / f"{name}.lock").write_text(HEAD + "".join(kept))
+        if name == "core":
+            locked = {name_of(block) for block in kept}
     return 0
 
 
@@ -58,23 +67,26 @@ def name_of(line: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0]).lower()
 
 
-def write(uv: str, lock: str, lines: list[str], upgrade: bool, without: set[str], *arguments: str) -> set[str]:
-    """Resolve ``lines`` into FOLDER/``lock``.lock, less what ``without`` names; return the names it has."""
-    target = FOLDER / f"{lock}.lock"
-    command = [uv, "pip", "compile", "-", "--universal", "--python-version", "3.11", "--generate-hashes", "--no-config"]
-    command += ["--no-annotate", "--no-header", "--quiet", "--default-index", "https://pypi.org/simple", *arguments]
-    if upgrade:
-        command.append("--upgrade")
-    elif target.exists():
-        command += ["--output-file", str(target)]  # uv keeps the versions of a file that is there
-    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"make lock: {lock}: {done.stderr.strip()}")
-    text = done.stdout if done.stdout.strip() else target.read_text()
-    blocks = re.findall(r"^[A-Za-z0-9].*?(?=^[A-Za-z0-9#]|\Z)", text, re.MULTILINE | re.DOTALL)
-    kept = [block for block in blocks if name_of(block) not in without]
-    target.write_text(HEAD + "".join(kept))
-    return {name_of(block) for block in kept}
+def blocks_of(lock: str) -> list[str]:
+    """Return the requirements of a lock, each with its hashes."""
+    return re.findall(r"^[A-Za-z0-9].*?(?=^[A-Za-z0-9#]|\Z)", lock, re.MULTILINE | re.DOTALL)
+
+
+def resolve(uv: str, lines: list[str], former: str, *, pinned: bool = False) -> str:
+    """Resolve ``lines`` into the text of a lock. former: a lock whose versions are preferred, or (pinned) the law."""
+    with tempfile.TemporaryDirectory() as folder:
+        lock, law = Path(folder) / "out.lock", Path(folder) / "law.lock"
+        lock.write_text(former)  # uv keeps the versions of a file that is there
+        law.write_text(former)
+        command = [uv, "pip", "compile", "-", "--universal", "--python-version", "3.11", "--generate-hashes"]
+        command += ["--no-config", "--no-annotate", "--no-header", "--quiet", "--output-file", str(lock)]
+        command += ["--default-index", "https://pypi.org/simple"]
+        if pinned:
+            command += ["--constraint", str(law)]
+        done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"make lock: {done.stderr.strip()}")
+        return lock.read_text()
 
 
 if __name__ == "__main__":
