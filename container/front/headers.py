@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from container.front.errors import Answer, Headers
 from container.payload import JSON, Payload
-from container.wire.stream import Stream
+
+if TYPE_CHECKING:  # it brings asyncio, which the workers of the mms door do without
+    from container.wire.stream import Stream
 
 REQUEST_ID = b"x-amzn-sagemaker-inference-id"
 _ATTRIBUTES = b"x-amzn-sagemaker-custom-attributes"
