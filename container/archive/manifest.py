@@ -104,7 +104,7 @@ def read_berth_json(raw: bytes) -> Berth:
     """Return ``berth.json``. Raises BadArchive naming the key, and for an unknown one the nearest known name."""
     try:
         fields = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadArchive(f"berth.json is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise BadArchive('berth.json must hold one JSON object, like {"task": "embeddings"}')

@@ -26,7 +26,7 @@ def read_manifest(raw: bytes) -> dict[str, Any]:
     """Return MANIFEST.json. Raises BadArchive."""
     try:
         manifest = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadArchive(f"{MANIFEST} is not JSON: {error}") from error
     if not isinstance(manifest, dict):
         raise BadArchive(f"{MANIFEST} must hold one JSON object")
@@ -49,7 +49,7 @@ def read_config(raw: bytes, name: str = CONFIG) -> dict[str, Any]:
     """Return model-config.yaml. Raises BadArchive."""
     try:
         config = msgspec.yaml.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadArchive(f"{name} is not YAML: {error}") from error
     if config is None:
         return {}

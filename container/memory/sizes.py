@@ -106,7 +106,7 @@ def find_checkpoint(model_dir: Path) -> Checkpoint:
 def _shards(index: Path) -> tuple[Path, ...]:
     try:
         names = sorted(set(_INDEX.decode(index.read_bytes()).weight_map.values()))
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadArchive(f"{index.name} is not an index of shards: {error}") from error
     for name in names:
         if Path(name).name != name or not (index.parent / name).is_file():

@@ -34,7 +34,7 @@ def fields(model_dir: Path, name: str = "config.json") -> dict[str, Any]:
         return {}
     try:
         found = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadArchive(f"{name} is not JSON: {error}") from error
     if not isinstance(found, dict):
         raise BadArchive(f"{name} holds a {type(found).__name__}; it must be one JSON object")

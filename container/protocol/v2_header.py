@@ -27,7 +27,7 @@ def size_of(text: str, what: str) -> int:
     """Return the size in bytes that ``text`` gives. Raises BadRequest naming ``what``; a list is no size either."""
     if _SIZE.fullmatch(text.strip()) is None:
         raise BadRequest(f"{what} is {text[:40]!r}; it must be one whole number of bytes, 0 or more")
-    return int(text)
+    return int(text.strip())
 
 
 def content_type(header_bytes: int) -> str:

@@ -81,5 +81,5 @@ class FrameReader(Generic[T]):
     def _decode(self, body: memoryview) -> T:
         try:
             return self._decoder.decode(body)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise FrameError(f"a frame of {len(body)} bytes is not a message: {error}") from error
