@@ -92,6 +92,7 @@ JSON = [
     b'{"inputs": NaN}',
     b'{"inputs": "\\ud800"}',
     b'{"inputs": "\xff\xfe"}',
+    b'{"inp\x9b\x92uts": "a"}',
     b'{"inputs": "a\\u0000b"}',
     b'{"inputs": null, "inputs": ["a"]}',
     b'{"inputs": {"a": {"b": []}}}',

@@ -78,3 +78,11 @@ def test_a_url_that_climbs_out_through_a_link_in_the_models_folder_is_refused(se
 )
 def test_a_strange_query_is_refused_or_ignored(server: Server, query: str) -> None:
     assert server.http.get(f"/models?{query}").status_code in (200, 400, 414)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"mod\x9b\x92_name": "a"}', b'{"model_name": "\xff"}', b"[" * 100_000, b"\0", b"nul"]
+)
+def test_a_load_that_is_no_json_is_a_bad_request(server: Server, body: bytes) -> None:
+    answer = server.http.post("/models", content=body)
+    assert (answer.status_code, answer.json()["reason"]) == (400, "request.malformed"), answer.text
