@@ -42,6 +42,11 @@ def task_of(architectures: Sequence[str]) -> str:
     return ""
 
 
+def names_of(task: str) -> list[str]:
+    """Return our name of a task and the hub's names for it."""
+    return [task, *(hub for hub, ours in _HUB.items() if ours == task)]
+
+
 def task_named(name: str) -> str:
     """Return our name of a task given as ours or as the hub's ("text-generation", "feature-extraction")."""
     return _HUB.get(name, name.replace("-", "_"))

@@ -19,6 +19,7 @@ import msgspec
 from container.archive import mar
 from container.archive.architectures import task_named, task_of
 from container.archive.manifest import Batch, Berth, Kind, Manifest, Triton, read_berth_json
+from container.archive.tasks import united
 from container.archive.tree import Tree
 from container.archive.triton import read_config
 from container.errors import BadArchive
@@ -29,7 +30,7 @@ _CHECKPOINTS = ("*.safetensors", "pytorch_model*.bin")
 #: What Trainer leaves beside a checkpoint: not loaded, not counted.
 _NO_WEIGHTS = re.compile(r"(optimizer|scheduler|training_args|rng_state\w*|scaler)\.(pt|pth|bin)")
 _LFS = b"version https://git-lfs"
-_TASKS: dict[Kind, str] = {"triton": "tensors", "tabular": "tabular", "tasks": "router"}
+_TASKS: dict[Kind, str] = {"triton": "tensors", "tabular": "tabular"}
 
 
 class _Found(NamedTuple):
@@ -58,6 +59,9 @@ def describe(folder: Path, *, program: str = "inference.py", hf_task: str = "", 
         found = _Found("mar", code=str(file.parent), program=service.rpartition("/")[2])
     if found is None:
         raise BadArchive(_nothing(tree, program))
+    if found.kind == "tasks":
+        parts = {name: _part(folder / name, program) for name in tree.folders()}
+        return united(folder, parts, berth if tree.has("berth.json") else None, tree.identity())
     home = tree.sub(found.home)
     architectures = _architectures(tree, found)
     task = task_named(berth.task) or _TASKS.get(found.kind, "")
@@ -85,6 +89,14 @@ def describe(folder: Path, *, program: str = "inference.py", hf_task: str = "", 
         identity=tree.identity(),
         triton=triton,
     )
+
+
+def _part(folder: Path, program: str) -> Manifest:
+    """One of several tasks; what is wrong with it is told with its name."""
+    try:
+        return describe(folder, program=program)
+    except BadArchive as error:
+        raise BadArchive(f"in {folder.name}/: {error}") from error
 
 
 # --- the kinds -------------------------------------------------------------------------------------------------------

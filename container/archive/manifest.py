@@ -80,6 +80,7 @@ class Manifest(msgspec.Struct, frozen=True):
     weights_bytes: sum of the weight files, the first prediction of the model's size.
     requirements: path of ``code/requirements.txt``, "" if none. settings: ``berth.json`` or its defaults.
     identity: changes when a file of the folder does (newest mtime in ns and total size). triton: of that kind only.
+    tasks: of that kind only, the models in the sub-folders by the names of these.
     """
 
     kind: Kind
@@ -93,6 +94,7 @@ class Manifest(msgspec.Struct, frozen=True):
     settings: Berth = Berth()
     identity: str = ""
     triton: Triton | None = None
+    tasks: dict[str, Manifest] = {}
 
     @property
     def brings_code(self) -> bool:

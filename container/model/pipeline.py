@@ -27,7 +27,7 @@ from container.handler import Context, Handler, Parts, Ready, Weights
 from container.model import adopt, blame, guard, v2_bridge
 from container.model.batches import cut
 from container.model.imports import Namespace
-from container.model.resolve import resolve
+from container.model.resolve import combine, resolve
 from container.payload import Payload
 
 _log = log.get(__name__)
@@ -108,6 +108,8 @@ def open_model(manifest: Manifest, context: Context) -> Opened:
 
     Raises BadArchive, OutOfMemory or LoadFailed with the author's message; then nothing of the model is left.
     """
+    if manifest.kind == "tasks":
+        return _open_tasks(manifest, context)
     namespace = Namespace(context.name, Path(manifest.code_dir)) if manifest.code_dir and manifest.program else None
     _reported.pop(context.name, None)
     opening = _Opening(context.name, manifest, namespace)
@@ -148,6 +150,28 @@ def _open(opening: _Opening, context: Context) -> Opened:
             gc.collect()  # an author's objects refer to each other in a circle; a tenth of a second, so only then
 
     return Opened(handler, measured, opening.times_ms, close)
+
+
+def _open_tasks(manifest: Manifest, context: Context) -> Opened:
+    """Open each of several models; one that does not open closes those before it, and is named."""
+    parts: dict[str, Opened] = {}
+
+    def close() -> None:
+        for part in parts.values():
+            part.close()
+
+    try:
+        for name, part in manifest.tasks.items():
+            properties = {**context.properties, "model_dir": part.model_dir}
+            inner = replace(context, options=part.settings.options, properties=properties)
+            parts[name] = open_model(part, inner)
+        handler = combine(manifest, {name: part.handler for name, part in parts.items()})
+    except ServingError as error:
+        close()
+        raise type(error)(f"in {name}/: {error}", status=error.status) from error
+    handler.registered_name = context.name
+    times_ms = {f"{name}.{phase}": ms for name, part in parts.items() for phase, ms in part.times_ms.items()}
+    return Opened(handler, sum(part.bytes for part in parts.values()), times_ms, close)
 
 
 def example_of(handler: Handler) -> Payload | None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
+from container.archive import tasks
 from container.archive.manifest import Manifest
 from container.errors import BadArchive, ServingError
 from container.handler import Handler
@@ -29,6 +31,7 @@ TASKS = {
     "text_generation": "handlers.text_generation:TextGeneration",
     "image_classification": "handlers.image_classification:ImageClassification",
     "text_classification": "handlers.text_classification:TextClassification",
+    "summarization": "handlers.summarization:Summarization",
     "tabular": "handlers.tabular:Tabular",
     "tensors": "handlers.tensors:Tensors",
 }
@@ -44,6 +47,8 @@ NATIVE = {
     "ResNetForImageClassification": "image_classification",
 }
 GROUP = "berth.handlers"
+#: What chooses among the tasks of one archive; made with their handlers, so it is no task itself.
+ROUTER = "handlers.router"
 
 
 def place_of(manifest: Manifest) -> Place:
@@ -84,6 +89,20 @@ def resolve(manifest: Manifest, namespace: Namespace | None) -> Handler:
         stock = partial(_stock, manifest.task) if manifest.architectures else None
         return ScriptHandler(namespace.load(manifest.program), stock)
     raise BadArchive(f"archives of kind {manifest.kind} are recognised but not served yet")
+
+
+def combine(manifest: Manifest, handlers: Mapping[str, Handler]) -> Handler:
+    """Return the handler of an archive with several tasks; ``handlers``: those of its parts, loaded, by their names."""
+    router: Any = importlib.import_module(ROUTER)
+    members = {
+        name: router.Member(handler, manifest.tasks[name].kind in ("folder", "tabular"))
+        for name, handler in handlers.items()
+    }
+    selector = manifest.settings.options.get("selector", "")
+    if not isinstance(selector, str):
+        raise BadArchive(f"berth.json: options.selector is {selector!r}; it must be the name of a field")
+    made: Handler = router.Router(members, tasks.names(manifest.tasks), selector)
+    return made
 
 
 def _stock(task: str) -> Handler:
