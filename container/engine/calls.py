@@ -82,12 +82,17 @@ class Calls:
             raise Draining("the server is shutting down", retry_after_s=5.0)
         waiting = len(model.waiting) + model.in_flight
         if waiting >= self._settings.queue_length:
-            raise QueueFull(f"{waiting} requests wait for model {model.name!r} already; try again", retry_after_s=1.0)
+            raise QueueFull(
+                f"{waiting} requests wait for model {model.name!r} already; try again",
+                retry_after_s=model.pace.wait_s(waiting) or 1.0,
+            )
         size = len(request.payload.body)
         if self._queued_bytes + size > QUEUE_BYTES:
             raise QueueFull("the bodies that wait take all the memory they may; try again", retry_after_s=1.0)
         now = time.monotonic()
         timeout_s = model.manifest.settings.timeout_s if model.manifest is not None else LOADING_S
+        self._refuse_what_comes_too_late(model, waiting, min(request.deadline - now, timeout_s))
+        model.pace.started(waiting, now)
         key = (respond, request.id)
         self._queued_bytes += size
 
@@ -97,7 +102,9 @@ class Calls:
             self._queued_bytes -= size
             code = result.code if isinstance(result, Failure) else "ok"
             self._metrics.add("berth_invocations_total", code=code)
-            self._metrics.observe("berth_invocation_seconds", time.monotonic() - now)
+            ended = time.monotonic()
+            self._metrics.observe("berth_invocation_seconds", ended - now)
+            model.pace.answered(ended)
             respond(m.Answer(request.id, result))
 
         def part(piece: Payload) -> None:
@@ -114,6 +121,16 @@ class Calls:
         else:
             model.waiting.append(ticket)
             self.want(model)
+
+    def _refuse_what_comes_too_late(self, model: Model, waiting: int, left_s: float) -> None:
+        """Raise QueueFull if the turn of one more request would come when its caller has given up."""
+        if model.pace.too_late(waiting, left_s):
+            wait_s = model.pace.wait_s(waiting)
+            raise QueueFull(
+                f"model {model.name!r} would answer in about {wait_s:.1f} s, and this request may wait {left_s:.1f} s; "
+                "try again",
+                retry_after_s=wait_s,
+            )
 
     def _not_callable(self, name: str, model: Model | None) -> ServingError:
         if model is not None and model.life is Life.QUARANTINED:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from container.archive.manifest import Manifest
 from container.engine import lifecycle
 from container.engine.lifecycle import Life, Residency, Story
+from container.engine.pace import Pace
 from container.engine.runners import Runner
 from container.errors import BadName, BadPageToken, ModelNotFound
 from container.model.dispatch import Ticket
@@ -48,6 +49,7 @@ class Model:
     stale: bool = False
     starved: list[Ticket] = field(default_factory=list)
     times_ms: dict[str, float] = field(default_factory=dict)
+    pace: Pace = field(default_factory=Pace)
 
     def __post_init__(self) -> None:
         self.story = Story(self.name)

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from container import log
-from container.errors import BadMethod, BadRequest, Internal, MediaType, ModelTimeout, ServingError
+from container.errors import BadMethod, BadRequest, Internal, MediaType, ModelTimeout, QueueFull, ServingError
 from container.front import control, errors, routes, v2
 from container.front.counts import Requests
 from container.front.errors import Answer
@@ -64,7 +64,7 @@ class App:
         self._pages: AsgiApp | None = None
         self._background: list[asyncio.Task[None]] = []
         self.budget = Budget.for_payloads(settings.max_payload_bytes)
-        self.flights = Flights()
+        self.flights = Flights(most=settings.queue_length)
         self.health = Health(client, settings)
         self.requests = Requests()
         self.operations: dict[str, Callable[[str, Scope, Receive], Awaitable[Answer | Streamed]]] = {
@@ -140,13 +140,17 @@ class App:
         """Return what ``invoke`` answers to the request whose headers are ``fields``. Raises ServingError."""
         if b"content-encoding" in fields:
             raise _encoded(fields[b"content-encoding"])
+        self.flights.admit(name)
         body = Body(declared_length(fields), self._limit, self.budget)
-        flight = self.flights.start()
+        flight = self.flights.start(name)
         data: bytes | None = None
         try:
             data = await body.read(receive)
             payload = payload_of(data, fields, request_id, self._accept)
             return await invoke(name, payload, flight.deadline)
+        except QueueFull as error:
+            self.flights.refused(name, error)
+            raise
         except asyncio.CancelledError:
             if flight.expired:
                 raise _too_late(name, data) from None
