@@ -235,7 +235,7 @@ class Calls:
                     await self._residence.renew(model)
                 elif model.residency is Residency.DEVICE:
                     self._run_waiting(model)
-                elif model.residency is Residency.DISK:
+                elif model.residency in (Residency.DISK, Residency.HOST):
                     await self._residence.rise(model, max(ticket.deadline_s for ticket in model.waiting))
                 else:
                     await asyncio.sleep(0.001)  # sinking: it ends by itself

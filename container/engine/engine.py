@@ -117,16 +117,17 @@ class Engine:
 
     async def stats(self, request: m.Stats) -> m.Figures:
         """Return what is counted and what is where."""
-        sums = self._keeper.ledger.figures(Tier.DEVICE)
+        ledger = self._keeper.ledger
         rows = self._metrics.rows()
         rows += [
-            ("berth_memory_bytes", {"tier": "device", "kind": kind}, float(getattr(sums, kind)))
-            for kind in sums._fields
+            ("berth_memory_bytes", {"tier": tier.value, "kind": kind}, float(number))
+            for tier in ledger.tiers
+            for kind, number in ledger.figures(tier)._asdict().items()
         ]
-        tiers = {tier.value: 0 for tier in (Tier.DEVICE, Tier.DISK)}
+        tiers = {tier.value: 0 for tier in (*ledger.tiers, Tier.DISK)}
         for model in self._models.all():
-            if model.name in self._keeper.ledger:
-                tiers[self._keeper.ledger.tier(model.name).value] += 1
+            if model.name in ledger:
+                tiers[ledger.tier(model.name).value] += 1
         rows += [("berth_models", {"tier": tier}, float(count)) for tier, count in tiers.items()]
         rows.append(("berth_promotions_total", {}, float(self._residence.promotions)))
         rows.append(("berth_demotions_total", {}, float(self._keeper.demotions)))

@@ -259,7 +259,7 @@ class Loading:
         while model.residency in (Residency.RISING, Residency.SINKING):
             await asyncio.sleep(0.005)
         self._residence.unhold(model)
-        freed = await self._residence.sink(model.name)
+        freed = await self._residence.leave(model.name)
         if model.runner is not None:
             await model.runner.settle()
         self._remove(model)

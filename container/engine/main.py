@@ -23,6 +23,7 @@ import uvloop
 
 from container import log
 from container.archive.manifest import Manifest
+from container.engine import devices
 from container.engine.calls import Calls
 from container.engine.children import ChildRunner, OwnRunner, how
 from container.engine.engine import Engine
@@ -31,13 +32,15 @@ from container.engine.models import SINGLE, Registry
 from container.engine.quarantine import Quarantine
 from container.engine.residence import Residence
 from container.engine.runners import LaneRunner, Runner
+from container.engine.tier_runner import TierRunner
+from container.engine.tiered import TieredResidence
 from container.errors import ServingError
 from container.host.process import ChildProcess
 from container.lifeline import die_with_parent
-from container.memory import probe
+from container.memory import mapped
 from container.memory.keeper import Keeper
 from container.memory.known import Known
-from container.memory.ledger import Ledger, Tier
+from container.memory.ledger import Ledger
 from container.metrics import Metrics
 from container.model import resolve, watch
 from container.model.dispatch import Dispatcher
@@ -49,6 +52,8 @@ from container.wire.server import serve
 
 _log = log.get(__name__)
 _LOADERS = 2
+#: Threads that wait for copies to a device.
+_MOVERS = 4
 
 
 class Control:
@@ -75,7 +80,7 @@ class Control:
 
 
 def pick_device(wanted: str) -> str:
-    """Return "cpu" or "cuda:N" for BERTH_DEVICE. Raises SystemExit when a wanted GPU is not there."""
+    """Return "cpu", "cuda:N" or "sim:..." for BERTH_DEVICE. Raises SystemExit when a wanted GPU is not there."""
     if wanted == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda"):
@@ -83,7 +88,7 @@ def pick_device(wanted: str) -> str:
         if not torch.cuda.is_available() or number >= torch.cuda.device_count():
             raise SystemExit(f"BERTH_DEVICE={wanted}, but torch sees {torch.cuda.device_count()} CUDA devices")
         return f"cuda:{number}"
-    return "cpu"
+    return wanted if wanted.startswith("sim:") else "cpu"
 
 
 def _tune(busy: int) -> None:
@@ -99,27 +104,33 @@ class _Parts:
     def __init__(self, settings: Settings, tell: Callable[[m.Control], None]) -> None:
         self.device = pick_device(settings.device)
         cores = len(os.sched_getaffinity(0))
-        limit = settings.memory_limit if settings.memory_limit is not None else probe.default_limit(self.device)
-        if settings.host_memory_limit is not None and self.device == "cpu":
-            _log.warning("BERTH_HOST_MEMORY_LIMIT has no meaning without a GPU and is ignored")
+        device = devices.open_device(self.device)
+        limits = devices.limits(settings, device)
         self.models = Registry()
         metrics = Metrics()
         loaders = ThreadPoolExecutor(_LOADERS, "loader")
         page = watch.Page(settings.run_dir / "page")
-        count = min(cores, 4) if self.device == "cpu" else 1
+        count = min(cores, 4) if device is None else 1
+        compute = "cpu" if device is None else device.compute
         slots = [page.slot(index, os.getpid()) for index in range(count + 1)]
-        dispatcher = Dispatcher(Lanes(count, _tune if self.device == "cpu" else None, slots))
-        self.keeper = Keeper(Ledger({Tier.DEVICE: limit}), lambda name: self.residence.sink(name), settings.eviction)
-        self.residence = Residence(self.models, self.keeper)
+        dispatcher = Dispatcher(Lanes(count, _tune if compute == "cpu" else None, slots))
+        self.keeper = Keeper(Ledger(limits), lambda name, tier: self.residence.sink(name, tier), settings.eviction)
+        lanes: Runner
+        if device is None:
+            known = Known(self.device, allow_pickle=settings.allow_pickle, share=settings.sharing)
+            lanes = LaneRunner(dispatcher, loaders, ThreadPoolExecutor(1, "sharer"), self.device, known)
+            self.residence = Residence(self.models, self.keeper)
+        else:
+            movers = ThreadPoolExecutor(_MOVERS, "mover")
+            lanes = TierRunner(dispatcher, loaders, movers, devices.blocks(settings, device, limits))
+            self.residence = TieredResidence(self.models, self.keeper, lanes)
         self.calls = Calls(settings, self.models, self.keeper.ledger, self.residence, metrics)
         dispatcher.on_idle = self._idle
         dispatcher.on_stale = self.calls.stale
-        known = Known(self.device, allow_pickle=settings.allow_pickle, share=settings.sharing)
-        lanes = LaneRunner(dispatcher, loaders, ThreadPoolExecutor(1, "sharer"), self.device, known)
         blocks = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS, watch.BLOCK))
 
         def child(name: str, python: str = sys.executable, *, again: bool = False) -> ChildRunner:
-            process = ChildProcess(name, settings.run_dir, self.device, next(blocks), python)
+            process = ChildProcess(name, settings.run_dir, compute, next(blocks), python)
             made = ChildRunner(process, page, again=again)
             made.on_lost = lambda names, inside, status: self.quarantine.on_lost(names, inside, how(status))
             return made
@@ -139,7 +150,8 @@ class _Parts:
             settings, self.models, self.keeper, self.residence, self.calls, runner_of, loaders, tell, metrics
         )
         self.engine = Engine(self.device, self.models, self.keeper, self.residence, self.calls, self.loading, metrics)
-        _log.info("device %s, %.1f MiB for models, %d cores", self.device, limit / 2**20, cores)
+        room = ", ".join(f"{limit / 2**20:.1f} MiB on the {tier.value} tier" for tier, limit in limits.items())
+        _log.info("device %s, %s, %d cores", self.device, room, cores)
 
     def _idle(self, name: str) -> None:
         model = self.models.get(name)
@@ -166,6 +178,7 @@ async def _run(settings: Settings, control: Control, registered: list[m.Register
     server = await serve(parts.engine, settings.run_dir / "engine.sock")
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    mapped.guard()
     control.tell(m.Up(parts.device))
     first = asyncio.get_running_loop().create_task(
         _load_first(parts, [entry for entry in registered if not entry.manifest], control.tell)

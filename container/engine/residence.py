@@ -35,10 +35,9 @@ class Residence:
         Raises ServingError; then it is on the disk and the bytes are back.
         """
         try:
-            await self.look(model)
-            await self._keeper.reserve(model.name, deadline_s)
-            model.reside("rise")
-            await self._bring_up(model)
+            if model.residency is Residency.DISK:
+                await self.look(model)
+            await self._ascend(model, deadline_s)
         except (ServingError, asyncio.CancelledError):
             await asyncio.shield(self._fall_back(model))
             raise
@@ -55,8 +54,11 @@ class Residence:
         await self.sink(model.name)
         model.stale = False
 
-    async def sink(self, name: str) -> int:
-        """Take ``name`` from the device; return the bytes that are free by then: those that nobody else uses."""
+    async def sink(self, name: str, tier: Tier = Tier.DEVICE) -> int:
+        """Take ``name`` from the device; return the bytes that are free by then: those that nobody else uses.
+
+        tier: the device, where there is no other (``tiered``).
+        """
         model = self._models.get(name)
         if model is None or model.residency is not Residency.DEVICE or model.runner is None:
             return 0
@@ -64,6 +66,10 @@ class Residence:
         model.reside("sink")
         await model.runner.put_down(name)
         return self._leave(model)
+
+    async def leave(self, name: str) -> int:
+        """Take ``name`` from every tier; return the bytes that are free by then."""
+        return await self.sink(name)
 
     async def make_room(self) -> int:
         """Sink every idle model, because an allocation failed; return how many sank."""
@@ -91,6 +97,12 @@ class Residence:
             model.held = False
             self._ledger.unhold(model.name)
             self._keeper.changed()
+
+    async def _ascend(self, model: Model, deadline_s: float) -> None:
+        """Reserve, bring up, book."""
+        await self._keeper.reserve(model.name, deadline_s)
+        model.reside("rise")
+        await self._bring_up(model)
 
     async def _bring_up(self, model: Model) -> None:
         assert model.runner is not None

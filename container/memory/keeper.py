@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from container import log
 from container.errors import MemoryBusy, NoRoom
@@ -16,33 +16,34 @@ from container.memory import plan
 from container.memory.ledger import Ledger, Tier
 
 _log = log.get(__name__)
+_MOMENT_S = 0.05
 
 
 class Keeper:
     """The doing side of the memory; one for a device."""
 
-    def __init__(self, ledger: Ledger, sink: Callable[[str], Awaitable[object]], policy: plan.Policy) -> None:
+    def __init__(self, ledger: Ledger, sink: Callable[[str, Tier], Awaitable[object]], policy: plan.Policy) -> None:
         self.ledger = ledger
         self._sink = sink
         self._policy: plan.Policy = policy
         self._changed: asyncio.Event = asyncio.Event()
         self.demotions = 0
 
-    async def reserve(self, name: str, deadline_s: float) -> None:
-        """Reserve the device bytes of ``name``, sinking idle models as planned.
+    async def reserve(self, name: str, deadline_s: float, tier: Tier = Tier.DEVICE) -> None:
+        """Reserve the bytes of ``name`` on ``tier``, sinking idle models as planned.
 
         Raises LargerThanTier or NoRoom at once, MemoryBusy when work in flight kept the bytes until ``deadline_s``.
         """
         while True:
             self._changed.clear()
             try:
-                steps = plan.make_room(self.ledger, Tier.DEVICE, name, policy=self._policy)
+                steps = plan.make_room(self.ledger, tier, name, policy=self._policy)
             except plan.Wait as wait:
                 await self._wait(deadline_s, name, wait)
                 continue
             demotions = [step for step in steps if isinstance(step, plan.Demote)]
             if not demotions:
-                self.ledger.reserve(name, Tier.DEVICE)
+                self.ledger.reserve(name, tier)
                 return
             await self._carry_out(demotions)
 
@@ -55,10 +56,10 @@ class Keeper:
                 "forbids sinking others; unload a model or raise BERTH_MEMORY_LIMIT"
             )
 
-    async def fit(self, spared: str) -> None:
+    async def fit(self, spared: str, tier: Tier = Tier.DEVICE) -> None:
         """Sink idle models but ``spared`` while measured bytes are over the limit; what is in use may keep it so."""
-        while (over := self.ledger.figures(Tier.DEVICE).over) > 0:
-            idle = plan.idle_models(self.ledger, Tier.DEVICE)
+        while (over := self.ledger.figures(tier).over) > 0:
+            idle = plan.idle_models(self.ledger, tier)
             demotions = [step for step in idle if step.name != spared][:1]
             if not demotions or self._policy == "platform":
                 _log.warning("models take %d bytes over the limit and all of them are in use", over)
@@ -73,6 +74,28 @@ class Keeper:
         await self._carry_out(demotions)
         return len(demotions)
 
+    async def sink_these(self, names: Iterable[str], tier: Tier) -> bool:
+        """Sink ``names`` as far as they are idle; False if nothing may ever sink."""
+        if self._policy == "platform":
+            return False
+        await self._carry_out([plan.Demote(name, tier, Tier.DISK) for name in names])
+        return True
+
+    async def wait(self, name: str, nbytes: int, deadline_s: float) -> None:
+        """Return when something has changed, or a moment later. Raises MemoryBusy once ``deadline_s`` has passed."""
+        if time.monotonic() >= deadline_s:
+            raise MemoryBusy(
+                f"model {name!r} needs {nbytes} bytes in one piece, and models with requests in flight lay between "
+                "until its time was up; try again, or raise BERTH_MEMORY_LIMIT",
+                retry_after_s=1.0,
+            )
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(_MOMENT_S):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
     def changed(self) -> None:
         """Something ended that a plan may have waited for."""
         self._changed.set()
@@ -80,10 +103,10 @@ class Keeper:
     async def _carry_out(self, demotions: list[plan.Demote]) -> None:
         for step in demotions:
             entry = self.ledger.entry(step.name) if step.name in self.ledger else None
-            if entry is None or entry.holds or step.name not in self.ledger.used_by(Tier.DEVICE):
+            if entry is None or entry.holds or step.name not in self.ledger.used_by(step.source):
                 continue  # called, unloaded or sunk since the plan was made; the next plan will see
             self.demotions += 1
-            await self._sink(step.name)
+            await self._sink(step.name, step.source)
 
     async def _wait(self, deadline_s: float, name: str, wait: plan.Wait) -> None:
         try:

@@ -112,6 +112,13 @@ def make_room(
     raise NoRoom(_no_room(name, missing, sums.free, tier, "the rest is held by pinned models"))
 
 
+def check_size(ledger: Ledger, tier: Tier, name: str) -> None:
+    """Raise LargerThanTier if ``name`` can never lie on ``tier``, whatever sinks."""
+    total, limit = ledger.bytes(name), ledger.figures(tier).limit
+    if total > limit:
+        raise LargerThanTier(_larger(name, total, limit, tier))
+
+
 def idle_models(ledger: Ledger, tier: Tier, *, order: Order = lru) -> list[Demote]:
     """Return a Demote for every model that may sink now: what a real out-of-memory error is answered with."""
     idle, _, _ = _candidates(ledger, tier, "", order)

@@ -1,0 +1,126 @@
+"""Our own handlers on a device with memory of its own: opened once, then lifted and lowered as they stand.
+
+    prepare ──> read (disk to RAM) ──> open (the handler) ──> lift <──> lower ──> put_down
+
+Does not cover: room, order and retries (``engine/tiered``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from container import log
+from container.archive.manifest import Manifest
+from container.engine.runners import Up
+from container.handler import Context
+from container.memory.blocks import Blocks
+from container.memory.ledger import Segment
+from container.model import pipeline
+from container.model.dispatch import Dispatcher, Ticket
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(slots=True)
+class _Open:
+    """A handler that has loaded."""
+
+    opened: pipeline.Opened
+    manifest: Manifest
+
+
+class TierRunner:
+    """A Runner. loaders: threads that read files; movers: threads that wait for copies."""
+
+    def __init__(self, dispatcher: Dispatcher, loaders: Executor, movers: Executor, blocks: Blocks) -> None:
+        self.blocks = blocks
+        self._dispatcher = dispatcher
+        self._loaders = loaders
+        self._movers = movers
+        self._open: dict[str, _Open] = {}
+
+    def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
+        """See Runner: exact, and less what others have already."""
+        return self.blocks.prepare(name, manifest)
+
+    async def bring_up(self, name: str, manifest: Manifest) -> Up:
+        """All the way, without a place in RAM. Raises NoRun, too."""
+        await self.read(name, manifest, keep=False)
+        up = await self.open(name, manifest)
+        await self.lift(name)
+        return up
+
+    async def read(self, name: str, manifest: Manifest, *, keep: bool) -> None:
+        """Read the files into RAM. Raises BadArchive, NoRun."""
+        await self._on(self._loaders, functools.partial(self.blocks.read, name, manifest, keep=keep))
+
+    async def open(self, name: str, manifest: Manifest) -> Up:
+        """Load the handler over its tensors in RAM; return what the model consists of. Raises ServingError."""
+        opened = await self._on(self._loaders, functools.partial(self._load, name, manifest))
+        self._open[name] = _Open(opened, manifest)
+        return Up(self.blocks.segments(name), opened.times_ms, pipeline.example_of(opened.handler))
+
+    async def lift(self, name: str) -> None:
+        """Copy to the device, then accept requests. Raises NoRun; then nothing of it is there."""
+        await self._on(self._movers, functools.partial(self.blocks.lift, name))
+        settings, handler = self._open[name].manifest.settings, self._open[name].opened.handler
+        batch = settings.batch
+        self._dispatcher.open(name, handler, batch.max_size, batch.max_delay_ms, settings.timeout_s)
+
+    async def lower(self, name: str) -> None:
+        """Leave the device; its bytes there are free when this returns."""
+        self._dispatcher.close(name)
+        await self._on(self._movers, functools.partial(self.blocks.lower, name))
+
+    async def put_down(self, name: str) -> None:
+        """Drop the handler and everything it holds, on every tier."""
+        self._dispatcher.close(name)
+        if (there := self._open.pop(name, None)) is not None:
+            there.opened.close()
+        await self._on(self._movers, functools.partial(self.blocks.close, name))
+
+    async def join(self, name: str) -> dict[str, list[Segment]]:
+        """See Runner: what is equal was found while it was read."""
+        return {}
+
+    async def settle(self) -> None:
+        """Nothing of it runs in the background."""
+
+    def submit(self, name: str, ticket: Ticket) -> None:
+        """Queue for a lane."""
+        self._dispatcher.submit(name, ticket)
+
+    def busy(self, name: str) -> bool:
+        """Whether anything of ``name`` waits or runs on the lanes."""
+        return self._dispatcher.busy(name)
+
+    async def trim(self) -> None:
+        """Give memory of the device that nobody uses back to the driver, for a model of another process."""
+        await self._on(self._movers, self.blocks.on_device.trim)
+
+    async def _on(self, threads: Executor, work: Callable[[], _Result]) -> _Result:
+        """Return what ``work`` does on a thread; a cancelled caller waits for its end, for what follows undoes it."""
+        task = asyncio.get_running_loop().run_in_executor(threads, work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+    def _load(self, name: str, manifest: Manifest) -> pipeline.Opened:
+        context = Context(
+            name,
+            self.blocks.device.compute,
+            manifest.settings.options,
+            open_weights=lambda folder: self.blocks.open(name, manifest, folder),
+            properties={"model_dir": manifest.model_dir},
+        )
+        with log.bind(model=name):
+            opened = pipeline.open_model(manifest, context)
+        self.blocks.rest(name)
+        return opened

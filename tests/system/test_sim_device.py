@@ -1,0 +1,196 @@
+"""Three tiers in the real server: the rehearsed device runs every line of a GPU's but the CUDA calls."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from container.memory.reading import block_bytes
+from tests.makers import tiny_bert
+from tests.server import Server, running, write_handler
+
+MODELS = 8
+ON_DEVICE = 2
+IN_RAM = 4
+QUESTION = {"inputs": ["a b c", "d e f g"]}
+
+ECHO = """
+from container.handler import Handler
+
+class Echo(Handler):
+    def predict(self, batch):
+        return batch
+"""
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The CPU server's answers of eight models."""
+    base = tmp_path_factory.mktemp("cpu")
+    answers = {}
+    with running(base) as server:
+        for number in range(MODELS):
+            tiny_bert(server.folder(f"m{number}"), number)
+            server.load(f"m{number}").raise_for_status()
+            answers[f"m{number}"] = server.invoke(f"m{number}", QUESTION).raise_for_status().json()
+    return answers
+
+
+def limits(base: Path, on_device: float = ON_DEVICE, in_ram: float = IN_RAM, speed: str = "1GB") -> dict[str, str]:
+    size = block_bytes(tiny_bert(base / "one"), "", "cpu")
+    return {
+        "BERTH_DEVICE": f"sim:1GiB@{speed}/s",
+        "BERTH_MEMORY_LIMIT": str(int(on_device * size)),
+        "BERTH_HOST_MEMORY_LIMIT": str(int(in_ram * size)),
+    }
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """Eight models registered, room for two on the device and for four in RAM."""
+    with running(tmp_path, **limits(tmp_path)) as server:
+        for number in range(MODELS):
+            tiny_bert(server.folder(f"m{number}"), number)
+            assert server.load(f"m{number}").status_code == 200, server.log()[-3000:]
+        yield server
+
+
+def tiers(server: Server) -> dict[str, str]:
+    return {name: server.describe(name)["tier"] for name in server.names()}
+
+
+def check(server: Server, expected: dict[str, Any], name: str) -> None:
+    answer = server.invoke(name, QUESTION)
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == [pytest.approx(vector, abs=1e-6) for vector in expected[name]]
+
+
+def test_models_lie_where_they_were_used_last_and_answer_as_on_a_cpu(server: Server, expected: dict[str, Any]) -> None:
+    assert tiers(server) == {
+        **{f"m{number}": "disk" for number in range(4)},
+        **{"m4": "host", "m5": "host", "m6": "device", "m7": "device"},
+    }
+    for name in ("m4", "m0", "m7", "m0"):
+        check(server, expected, name)
+    assert Counter(tiers(server).values()) == {"device": 2, "host": 2, "disk": 4}
+    assert {name for name, tier in tiers(server).items() if tier == "device"} == {"m0", "m7"}
+    for name in expected:
+        check(server, expected, name)
+    metrics = server.http.get("/metrics").text
+    assert 'berth_models{tier="host"} 2' in metrics
+    assert 'berth_memory_bytes{kind="used",tier="host"}' in metrics
+    freed = server.unload("m7").json()["freedBytes"]
+    size = server.describe("m6")["bytes"]
+    assert freed == 2 * size, "its place on the device and its copy in RAM"
+    assert server.unload("m0").json()["freedBytes"] == 0
+
+
+def test_random_sinks_and_rises_under_load_change_no_answer(server: Server, expected: dict[str, Any]) -> None:
+    order = [f"m{number % MODELS}" for number in range(200)]
+    random.Random(3).shuffle(order)
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(check, server, expected, name) for name in order]:
+            done.result()
+    counts = Counter(tiers(server).values())
+    assert counts["device"] <= ON_DEVICE
+    assert counts["device"] + counts["host"] <= IN_RAM
+    assert counts["disk"] >= MODELS - IN_RAM
+    used = {
+        line.split("{")[1].split("}")[0]: float(line.split()[-1])
+        for line in server.http.get("/metrics").text.splitlines()
+        if line.startswith("berth_memory_bytes{")
+    }
+    size = server.describe("m6")["bytes"]
+    assert used['kind="used",tier="device"'] == counts["device"] * size
+    assert used['kind="leaving",tier="device"'] == used['kind="reserved",tier="device"'] == 0
+
+
+def test_fifty_sinks_and_rises_one_by_one_are_equal(server: Server, expected: dict[str, Any]) -> None:
+    generator = random.Random(5)
+    for _ in range(50):
+        check(server, expected, f"m{generator.randrange(MODELS)}")
+
+
+def test_a_killed_engine_comes_back_with_every_model_on_disk(server: Server, expected: dict[str, Any]) -> None:
+    os.kill(server.pid_of("engine"), signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            if server.invoke("m3", QUESTION).status_code == 200:
+                break
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    for name in expected:
+        check(server, expected, name)
+    assert Counter(tiers(server).values()) == {"device": 2, "host": 2, "disk": 4}
+
+
+def test_what_is_in_ram_answers_though_its_files_are_gone(server: Server, expected: dict[str, Any]) -> None:
+    (server.folder("m4") / "model.safetensors").unlink()
+    check(server, expected, "m4")
+
+
+def test_copies_are_one_block_on_both_tiers(tmp_path: Path) -> None:
+    with running(tmp_path, **limits(tmp_path, 1.2, 1.2)) as server:
+        for number in range(4):
+            tiny_bert(server.folder(f"c{number}"), 0)
+            server.load(f"c{number}").raise_for_status()
+        assert set(tiers(server).values()) == {"device"}
+        described = server.describe("c2")
+        assert described["sharedBytes"] == described["bytes"]
+        for number in range(3):
+            server.unload(f"c{number}").raise_for_status()
+        assert server.invoke("c3", QUESTION).status_code == 200
+
+
+def test_a_model_larger_than_the_device_is_refused_and_one_larger_than_ram_passes_through(tmp_path: Path) -> None:
+    with running(tmp_path, **limits(tmp_path, 1.5, 0.5)) as server:
+        tiny_bert(server.folder("big"), 1, hidden=64)
+        refused = server.load("big")
+        assert (refused.status_code, refused.json()["reason"]) == (400, "memory.larger_than_limit")
+        for number in range(2):
+            tiny_bert(server.folder(f"p{number}"), number)
+            server.load(f"p{number}").raise_for_status()
+        assert tiers(server) == {"p0": "disk", "p1": "device"}
+        assert server.invoke("p0", QUESTION).status_code == 200
+        assert tiers(server) == {"p0": "device", "p1": "disk"}
+
+
+def test_authors_models_share_the_room_with_blocks(tmp_path: Path) -> None:
+    with running(tmp_path, **limits(tmp_path, 1.5, 4)) as server:
+        tiny_bert(server.folder("bert"), 1)
+        write_handler(server.folder("echo"), ECHO)
+        for name in ("bert", "echo"):
+            server.load(name).raise_for_status()
+        before = server.invoke("bert", QUESTION).json()
+        assert server.invoke("echo", [1]).json() == [1]
+        assert server.invoke("bert", QUESTION).json() == before
+
+
+def test_a_rise_takes_the_time_of_its_bytes(tmp_path: Path) -> None:
+    """Room for one, so each call rises: at a tenth of the bandwidth it takes longer, by about the bytes' time."""
+    took = {}
+    size = block_bytes(tiny_bert(tmp_path / "one"), "", "cpu")
+    for speed in ("1MB", "100MB"):
+        with running(tmp_path / speed, **limits(tmp_path, 1.2, 4, speed)) as server:
+            for name in ("a", "b"):
+                tiny_bert(server.folder(name), ord(name))
+                server.load(name).raise_for_status()
+            began = time.monotonic()
+            for _ in range(5):
+                for name in ("a", "b"):
+                    server.invoke(name, QUESTION).raise_for_status()
+            took[speed] = (time.monotonic() - began) / 10
+    assert took["1MB"] >= size / 1e6, "never faster than the bytes"
+    print(f"a rise of {size} bytes: {took['1MB'] * 1e3:.1f} ms at 1 MB/s, {took['100MB'] * 1e3:.1f} ms at 100 MB/s")
