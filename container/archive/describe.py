@@ -297,9 +297,12 @@ def _nothing(tree: Tree, program: str) -> str:
 
 def _mend(tree: Tree, program: str) -> str:
     """The likeliest mistake, "" if none is seen."""
-    for name in tree.folders():
-        if _is_model(tree.sub(name), program):
-            return f"; the model is one folder down in {name}: pack with `tar -C {name} -czf model.tar.gz .`"
+    models = [name for name in tree.folders() if _is_model(tree.sub(name), program)]
+    if len(models) > 1:
+        others = " and ".join(name for name in tree.folders() if name not in models)
+        return f"; {' and '.join(models)} are models, {others} is none: as several tasks, each sub-folder must be one"
+    if models:
+        return f"; the model is one folder down in {models[0]}: pack with `tar -C {models[0]} -czf model.tar.gz .`"
     for name in (program, "handler.py"):
         if tree.has(name):
             return f"; {name} lies at the root: it belongs into code/"

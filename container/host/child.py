@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import uvloop
 from container import log
 from container.archive.manifest import Manifest
 from container.errors import BadRequest, Failure, ModelExists, ModelNotFound, ServingError
-from container.handler import Context
+from container.handler import Context, Weights
 from container.host.output import capture_output
 from container.lifeline import die_with_parent
 from container.model import guard, pipeline, watch
@@ -102,6 +102,7 @@ class Child:
             request.name,
             self._device,
             manifest.settings.options,
+            _opener(self._device),
             properties={
                 "model_dir": manifest.model_dir,
                 "gpu_id": self._device.partition(":")[2] or None,
@@ -166,6 +167,19 @@ class Child:
         while any(self._dispatcher.busy(name) for name in self._guests):
             await asyncio.sleep(0.01)
         return m.Status(request.id, "drained", self._device, os.getpid())
+
+
+def _opener(device: str) -> Callable[[Path], Weights] | None:
+    """How built-in networks get their weights here: on a GPU onto it, else as they read them themselves."""
+    if device == "cpu":
+        return None
+
+    def open_weights(folder: Path) -> Weights:
+        from container.nets import checkpoint  # torch, which this process has only if an archive needs it
+
+        return {name: tensor.to(device) for name, tensor in checkpoint.read(folder).items()}
+
+    return open_weights
 
 
 async def _run(socket: Path, child_name: str, device: str, lanes: int, slots: list[watch.Slot]) -> None:

@@ -164,11 +164,14 @@ def _open_tasks(manifest: Manifest, context: Context) -> Opened:
         for name, part in manifest.tasks.items():
             properties = {**context.properties, "model_dir": part.model_dir}
             inner = replace(context, options=part.settings.options, properties=properties)
-            parts[name] = open_model(part, inner)
+            try:
+                parts[name] = open_model(part, inner)
+            except ServingError as error:
+                raise type(error)(f"in {name}/: {error}", status=error.status) from error
         handler = combine(manifest, {name: part.handler for name, part in parts.items()})
-    except ServingError as error:
+    except ServingError:
         close()
-        raise type(error)(f"in {name}/: {error}", status=error.status) from error
+        raise
     handler.registered_name = context.name
     times_ms = {f"{name}.{phase}": ms for name, part in parts.items() for phase, ms in part.times_ms.items()}
     return Opened(handler, sum(part.bytes for part in parts.values()), times_ms, close)
