@@ -101,7 +101,7 @@ def _load_fields(body: bytes, query: bytes) -> dict[str, str]:
     if body.strip():
         try:
             given = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: brackets in their thousands
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # brackets by the thousand
             raise BadRequest(f"the body of POST /models is not JSON: {error}") from error
         if not isinstance(given, dict):
             raise BadRequest('the body of POST /models must be one JSON object, {"model_name": ..., "url": ...}')
