@@ -17,7 +17,10 @@ from pathlib import Path
 from container.archive.manifest import Manifest
 from container.memory import sharing, sizes
 from container.memory.ledger import Segment
-from container.memory.weights import WeightMap, WeightsChanged, open_weights
+from container.memory.weights import QUIET_S, WeightMap, WeightsChanged, open_weights
+
+#: After a change was noticed whoever writes may not be done: this long nothing must have been written.
+CHANGED_QUIET_S = 0.05
 
 
 @dataclass(slots=True)
@@ -38,6 +41,7 @@ class Known:
         self._allow_pickle = allow_pickle
         self._sharing = sharing.Sharing() if share and device == "cpu" else None
         self._held: dict[str, _Held] = {}
+        self._changed: set[str] = set()
 
     def prepare(self, name: str, manifest: Manifest) -> list[Segment]:
         """Return the segments that ``name`` will consist of; on a loader thread. Raises BadArchive."""
@@ -57,7 +61,9 @@ class Known:
 
     def _open(self, name: str, manifest: Manifest, folder: Path) -> _Held:
         dtype, salt = manifest.settings.dtype, manifest.settings.salt
-        weights = open_weights(folder, dtype, self._device, allow_pickle=self._allow_pickle)
+        quiet_s = CHANGED_QUIET_S if name in self._changed else QUIET_S
+        weights = open_weights(folder, dtype, self._device, allow_pickle=self._allow_pickle, quiet_s=quiet_s)
+        self._changed.discard(name)
         held = self._held[name] = _Held(weights, folder, salt)
         if self._sharing is not None:
             held.expected_bytes = self._sharing.meet(weights, salt)
@@ -98,6 +104,7 @@ class Known:
         try:
             held.weights.check()
         except WeightsChanged:
+            self._changed.add(name)
             return False
         return True
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import pickle
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -22,6 +23,8 @@ from typing import Any, Protocol, cast
 import torch
 
 from container.errors import BadArchive
+from container.memory.mapped import Identity, MappedFile
+from container.memory.mapped import identity as _identity
 from container.memory.sizes import Checkpoint, TensorInfo, find_checkpoint, read_header, serving_dtype
 from container.memory.tiers import pack
 
@@ -48,10 +51,9 @@ _STORED = {torch_dtype: name for name, torch_dtype in TORCH.items()}
 _MADV_WILLNEED = 3
 _libc = ctypes.CDLL(None, use_errno=True)
 
-#: (device, inode, size, mtime in ns)
-Identity = tuple[int, int, int, int]
-
-
+#: A file that was written less than this ago may be written on, or written again in the same tick of its clock.
+QUIET_S = 0.01
+_QUIET_AT_MOST_S = 2.0
 #: What is left of a map after sharing moves off the file if it is at most this part of the model: one eighth.
 _MOVED_PART = 8
 
@@ -92,6 +94,7 @@ class WeightMap(Mapping[str, torch.Tensor]):
         self._dtype = dtype
         self._device = device
         self._identities: tuple[Identity, ...] = ()
+        self._files: list[MappedFile] = []
         self._tensors: dict[str, torch.Tensor] | None = None
         self._own_bytes = 0
         self._shared: tuple[SharedPart, ...] = ()
@@ -130,17 +133,34 @@ class WeightMap(Mapping[str, torch.Tensor]):
         before = tuple(_identity(path) for path in self._checkpoint.files)
         if self._identities and before != self._identities:
             raise WeightsChanged(self._changed(before))
-        tensors = _read_pickle(self._checkpoint.files) if self._checkpoint.kind == "pickle" else self._map()
+        read = _read_pickle if self._checkpoint.kind == "pickle" else _map_file
+        files: list[MappedFile] = []
+        tensors: dict[str, torch.Tensor] = {}
+        for path, opened_as in zip(self._checkpoint.files, before, strict=True):
+            found = read(path)
+            files.append(MappedFile(path, opened_as, [tensor.untyped_storage() for tensor in found.values()]))
+            tensors |= found
         tensors, self._own_bytes, self._mapped = _serve(tensors, self._dtype, self._device)
         after = tuple(_identity(path) for path in self._checkpoint.files)
         if before != after:
             raise WeightsChanged(self._changed(after))
         self._tensors, self._identities, self._watched = tensors, after, True
+        self._files = files if self._mapped else []
+
+    def wait_until_quiet(self, quiet_s: float) -> None:
+        """Return once no file was written for ``quiet_s``, by its own time; after two seconds at the latest."""
+        give_up_s = time.monotonic() + _QUIET_AT_MOST_S
+        while time.monotonic() < give_up_s:
+            written_ns = max(_identity(path)[3] for path in self._checkpoint.files)
+            age_s = (time.time_ns() - written_ns) / 1e9
+            if not 0 <= age_s < quiet_s:
+                return
+            time.sleep(quiet_s - age_s)
 
     def close(self) -> None:
         """Let go of every tensor and mapping; memory is back once nobody else holds a tensor."""
         with self._lock:
-            self._tensors, self._shared, self._moved = None, (), frozenset()
+            self._tensors, self._shared, self._moved, self._files = None, (), frozenset(), []
             self.fingerprints = {}
 
     def check(self) -> None:
@@ -150,8 +170,8 @@ class WeightMap(Mapping[str, torch.Tensor]):
         """
         if not self._watched:
             return
-        for path, identity in zip(self._checkpoint.files, self._identities, strict=True):
-            if _identity(path) != identity:
+        for path, opened_as in zip(self._checkpoint.files, self._identities, strict=True):
+            if _identity(path) != opened_as:
                 raise WeightsChanged(f"{path.name} was changed, replaced or removed under a loaded model")
 
     def prefetch(self) -> None:
@@ -193,7 +213,7 @@ class WeightMap(Mapping[str, torch.Tensor]):
                 self._own_bytes = rest_bytes
             else:
                 block, rest = pack(rest)
-                self._own_bytes, self._mapped, self._watched = block.numel(), False, False
+                self._own_bytes, self._mapped, self._watched, self._files = block.numel(), False, False, []
             self._tensors = {name: equal.get(name, rest.get(name, old)) for name, old in self._tensors.items()}
             self._moved = moved
             self._shared = (*self._shared, *parts)
@@ -231,32 +251,25 @@ class WeightMap(Mapping[str, torch.Tensor]):
         names = [path.name for path, before, after in pairs if before != after]
         return f"{', '.join(names) or 'a weight file'} was changed while it was being opened, or since it was loaded"
 
-    def _map(self) -> dict[str, torch.Tensor]:
-        return {name: tensor for path in self._checkpoint.files for name, tensor in _map_file(path).items()}
 
-
-def open_weights(model_dir: Path, dtype: str = "", device: str = "cpu", *, allow_pickle: bool = False) -> WeightMap:
+def open_weights(
+    model_dir: Path, dtype: str = "", device: str = "cpu", *, allow_pickle: bool = False, quiet_s: float = QUIET_S
+) -> WeightMap:
     """Return the open WeightMap of the checkpoint right under ``model_dir``.
 
     dtype: "float32", "bfloat16", "float16", or "" for ``sizes.serving_dtype``'s choice. device: "cpu" serves from
-    the mapping, "cuda:0" from one block there. Raises BadArchive.
+    the mapping, "cuda:0" from one block there. quiet_s: files younger than this are waited for, 2 s at most.
+    Raises BadArchive.
     """
     for _ in range(3):
         weights = WeightMap(model_dir, dtype, device, allow_pickle)
         try:
+            weights.wait_until_quiet(quiet_s)
             weights.open()
         except WeightsChanged:
             continue
         return weights
     raise BadArchive("the weight files keep changing while they are being read; finish writing them, then load again")
-
-
-def _identity(path: Path) -> Identity:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return (0, 0, 0, 0)
-    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def _map_file(path: Path) -> dict[str, torch.Tensor]:
@@ -268,6 +281,8 @@ def _map_file(path: Path) -> dict[str, torch.Tensor]:
     try:
         storage = cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, size))
     except RuntimeError as error:  # shorter than its header said a moment ago, or gone
+        if "allocate memory" in str(error):
+            raise MemoryError(f"no room in the address space for {path.name}") from error
         raise WeightsChanged(f"{path.name} changed while it was being opened") from error
     return {name: _view(storage, info) for name, info in infos.items()}
 
@@ -283,15 +298,13 @@ def _view(storage: torch.UntypedStorage, info: TensorInfo) -> torch.Tensor:
     return torch.empty(0, dtype=dtype).set_(storage, info.start // dtype.itemsize, info.shape, tuple(reversed(strides)))
 
 
-def _read_pickle(files: tuple[Path, ...]) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for path in files:
-        state = _load_pickle(path)
-        while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-            state = state["state_dict"]
-        if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-            raise BadArchive(f"{path.name} holds no state_dict: expected names and tensors; save model.state_dict()")
-        tensors |= {str(name): tensor.detach() for name, tensor in state.items()}
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    state = _load_pickle(path)
+    while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise BadArchive(f"{path.name} holds no state_dict: expected names and tensors; save model.state_dict()")
+    tensors = {str(name): tensor.detach() for name, tensor in state.items()}
     odd = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized]
     if odd:
         raise BadArchive(f"the weights have sparse or quantised tensors ({odd[0]}); only dense ones can be served")
@@ -333,6 +346,5 @@ def identities(files: tuple[Path, ...]) -> tuple[Identity, ...]:
 
 def read_stored(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Return the tensors as they are stored, mapped where the format allows it. Raises BadArchive, WeightsChanged."""
-    if checkpoint.kind == "pickle":
-        return _read_pickle(checkpoint.files)
-    return {name: tensor for path in checkpoint.files for name, tensor in _map_file(path).items()}
+    read = _read_pickle if checkpoint.kind == "pickle" else _map_file
+    return {name: tensor for path in checkpoint.files for name, tensor in read(path).items()}

@@ -1,0 +1,104 @@
+"""Weight files as they lie mapped in this process, and what becomes of one that is cut short under a running batch.
+
+A file is one private mapping without a descriptor. While a batch reads it, somebody may truncate the file, and a page
+behind its new end is then no memory any more: the kernel sends SIGBUS, and sends it again whenever the read is tried
+again. ``guard`` lets that read find zeros instead: a thread of its own, woken through Python's signal descriptor, lays
+anonymous memory over what has changed. The batch ends with numbers that mean nothing, and the check that follows every
+batch (``weights.WeightMap.check``) throws them away.
+
+Does not cover: reads that hold the interpreter's lock (there are none of mapped weights in this project).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from container import log
+
+_log = log.get(__name__)
+
+#: (device, inode, size, mtime in ns)
+Identity = tuple[int, int, int, int]
+
+_MAP_FIXED = 0x10
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+#: After a file was covered, signals on their way for it may still come; one that comes later has another cause.
+_LATE_S = 1.0
+
+_all: weakref.WeakSet[MappedFile] = weakref.WeakSet()
+_lock = threading.Lock()
+
+
+def identity(path: Path) -> Identity:
+    """Return what tells a file from what it was; (0, 0, 0, 0) if it is gone."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return (0, 0, 0, 0)
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+class MappedFile:
+    """``storages`` lie in one mapping of ``path``, which was ``opened_as``; it stays mapped while this lives."""
+
+    def __init__(self, path: Path, opened_as: Identity, storages: Iterable[torch.UntypedStorage]) -> None:
+        self._path = path
+        self._opened_as = opened_as
+        self._storages = [storage for storage in storages if storage.nbytes()]
+        self._covered = False
+        with _lock:
+            _all.add(self)
+
+    def cover(self) -> bool:
+        """If the file was changed, put zeros where it is mapped; return whether that was done just now."""
+        if self._covered or not self._storages or identity(self._path) == self._opened_as:
+            return False
+        start = min(storage.data_ptr() for storage in self._storages) & -mmap.PAGESIZE
+        stop = max(storage.data_ptr() + storage.nbytes() for storage in self._storages)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+        covered = _libc.mmap(start, stop - start, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+        self._covered = covered == start
+        return self._covered
+
+
+def guard() -> None:
+    """From here on this process outlives that a mapped weight file is cut; on the main thread, its loop running."""
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.signal(signal.SIGBUS, lambda number, frame: None)
+    signal.siginterrupt(signal.SIGBUS, False)
+    loops = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader, writer, loops), name="mapped", daemon=True).start()
+
+
+def _watch(reader: socket.socket, writer: socket.socket, loops: int) -> None:
+    """Answer each SIGBUS; what is not one goes on to the event loop, whose descriptor this has taken the place of."""
+    covered_s = -_LATE_S
+    while numbers := reader.recv(1 << 16):
+        others = numbers.replace(bytes([signal.SIGBUS]), b"")
+        if others and loops >= 0:
+            os.write(loops, others)
+        if len(others) == len(numbers):
+            continue
+        with _lock:
+            files = list(_all)
+        if sum(file.cover() for file in files):
+            covered_s = time.monotonic()
+            _log.warning("a weight file was cut while it was read; what was computed from it is thrown away")
+        elif time.monotonic() - covered_s > _LATE_S:
+            _log.critical("SIGBUS that no changed weight file explains; ending")
+            os.abort()
+    writer.close()  # never reached: it keeps the other end open

@@ -1,0 +1,82 @@
+"""A mapped file that is cut while it is read; in processes of their own, because signals belong to the process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+BEGIN = """
+    import asyncio, os, signal, sys, threading
+    from pathlib import Path
+    import torch, uvloop
+    from safetensors.torch import save_file
+    from container.memory import mapped
+    from container.memory.weights import WeightsChanged, open_weights
+
+    torch.set_num_threads(2)
+    folder = Path(sys.argv[1])
+    file = folder / "model.safetensors"
+    save_file({"w": torch.ones(1000, 1000)}, file)
+
+    async def main():
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        mapped.guard()
+        weights = open_weights(folder)
+        print("before", weights["w"].sum().item())
+"""
+END = """
+    uvloop.run(main())
+"""
+
+
+def run(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
+    code = textwrap.dedent(BEGIN) + textwrap.indent(textwrap.dedent(body), "    ") + textwrap.dedent(END)
+    return subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_read_behind_the_end_of_a_cut_file_ends_and_the_check_tells(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        os.truncate(file, 100_000)
+        print("on a thread", await asyncio.to_thread(lambda: weights["w"].sum().item()))
+        print("on the loop", weights["w"].sum().item())
+        try:
+            weights.check()
+        except WeightsChanged:
+            print("changed")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(ended.wait(), 5)
+        print("signals still reach the loop")
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "before 1000000.0"
+    assert lines[1].startswith("on a thread")
+    assert lines[2].startswith("on the loop")
+    assert lines[3:] == ["changed", "signals still reach the loop"]
+
+
+def test_the_loop_itself_may_be_the_one_that_reads(tmp_path: Path) -> None:
+    done = run(tmp_path, 'os.truncate(file, 0)\nprint("on the loop", weights["w"].sum().item())')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["before 1000000.0", "on the loop 0.0"]
+
+
+def test_a_bus_error_of_another_cause_still_ends_the_process(tmp_path: Path) -> None:
+    done = run(
+        tmp_path,
+        """
+        other = folder / "other"
+        other.write_bytes(b"1" * 100_000)
+        storage = torch.UntypedStorage.from_file(str(other), False, 100_000)
+        os.truncate(other, 0)
+        await asyncio.to_thread(lambda: torch.tensor([], dtype=torch.uint8).set_(storage).sum())
+        """,
+    )
+    assert done.returncode == -signal.SIGABRT
