@@ -42,7 +42,7 @@ types: setup ## mypy, strict
 bench: setup ## figures beside the neighbours' (bench/README.md)
 	@$(BIN)/python -m bench $(ROWS)
 
-image: ## build the Docker image berth:dev (BASE_IMAGE= TORCH_INDEX_URL= EXTRAS=; docs/image.md)
+image: ## build the Docker image berth:dev (BASE_IMAGE= TORCH_INDEX_URL= EXTRAS=, docs/image.md)
 	@sh .ci/image.sh
 
 test-image: setup image ## what is pushed is what is tested: the image, run by a real engine

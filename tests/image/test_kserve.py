@@ -5,24 +5,36 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import torch
 import yaml
 
 from tests.image.container import Container, docker
-from tests.server import ROOT, write_handler
+from tests.server import ROOT
 
-ADDS = """
-from container.handler import Handler
-
-class Adds(Handler):
-    def predict(self, batch):
-        return [{"y": each["x"] + 1} for each in batch]
+CONFIG = """
+name: "adds" platform: "pytorch_libtorch" max_batch_size: 0
+input [{ name: "x" data_type: TYPE_FP32 dims: [2] }]
+output [{ name: "y" data_type: TYPE_FP32 dims: [2] }]
 """
+
+
+class Adds(torch.nn.Module):
+    """One is added to whatever comes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+def triton_archive(folder: Path) -> None:
+    (folder / "1").mkdir(parents=True)
+    (folder / "config.pbtxt").write_text(CONFIG)
+    torch.jit.script(Adds()).save(folder / "1" / "model.pt")
 
 
 def test_the_pod_serves_every_model_of_its_storage(open_path: Path) -> None:
     spec = yaml.safe_load((ROOT / "deploy" / "kserve" / "serving-runtime.yaml").read_text())["spec"]
     [pod] = spec["containers"]
-    write_handler(open_path / "storage" / "adds", ADDS)
+    triton_archive(open_path / "storage" / "adds")
     security = pod["securityContext"]
     options = ["--user", str(security["runAsUser"]), "--memory", pod["resources"]["limits"]["memory"].rstrip("i")]
     options += ["-v", f"{open_path / 'storage'}:/mnt/models:ro", "--security-opt", "no-new-privileges"]
