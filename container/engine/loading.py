@@ -153,7 +153,8 @@ class Loading:
         folder = self._folder(model.url)
         hf_task = self._settings.hf_task if model.name == SINGLE else ""
         try:
-            manifest = describe.describe(folder, program=self._settings.program, hf_task=hf_task)
+            told = {"program": self._settings.program, "hf_task": hf_task, "service": self._settings.service}
+            manifest = describe.describe(folder, **told)
             if manifest != model.manifest:
                 policy.check(folder, manifest, self._settings)
             runner = model.runner
