@@ -126,9 +126,17 @@ class Sharing:
         found: Counter[object] = Counter()
         for tensor, print_ in joining.prints.items():
             reference = self._blocks.get(print_)
-            found[reference or self._owners.get(print_)] += joining.tensors[tensor].nbytes
+            there = reference is not None and reference() is not None
+            found[reference if there else self._open_owner(print_)] += joining.tensors[tensor].nbytes
         found.pop(None, None)
         return weights.own_bytes - sum(nbytes for nbytes in found.values() if nbytes >= LEAST_BYTES)
+
+    def _open_owner(self, print_: bytes) -> str | None:
+        """The model that has such a tensor for itself, if it is still open: one that was closed shares nothing."""
+        owner = self._owners.get(print_)
+        member = self._members.get(owner) if owner is not None else None
+        up = member.weights() if member is not None else None
+        return owner if up is not None and up.is_open else None
 
     def recall(self, weights: WeightMap, salt: str = "") -> bool:
         """Bind ``weights`` to blocks its files were compared with before: no byte compared.
