@@ -92,8 +92,9 @@ class Engine:
         return m.Page(request.id, [m.Entry(model.name, model.url) for model in models], token)
 
     async def describe(self, request: m.Describe) -> m.Description:
-        """Return what callers may know of one model."""
+        """Return what callers may know of one model, once it is known what it shares."""
         model = self._models.known(request.name)
+        await self._residence.joined(model.name)
         ledger = self._keeper.ledger
         there = model.name in ledger
         triton = model.manifest.triton if model.manifest is not None else None
@@ -124,6 +125,10 @@ class Engine:
             for tier in ledger.tiers
             for kind, number in ledger.figures(tier)._asdict().items()
         ]
+        for tier in ledger.tiers:
+            shared, saved = ledger.account(tier).shared()
+            rows.append(("berth_shared_bytes", {"tier": tier.value}, float(shared)))
+            rows.append(("berth_saved_bytes", {"tier": tier.value}, float(saved)))
         tiers = {tier.value: 0 for tier in (*ledger.tiers, Tier.DISK)}
         for model in self._models.all():
             if model.name in ledger:

@@ -24,7 +24,7 @@ class Residence:
         self._models = models
         self._keeper = keeper
         self._ledger = keeper.ledger
-        self._joining: set[asyncio.Task[None]] = set()
+        self._joining: dict[str, asyncio.Task[None]] = {}
         self.promotions = 0
         #: Reads the folder anew and writes into the ledger what it will take; sets manifest and runner.
         self.look: Callable[[Model], Awaitable[None]]
@@ -150,13 +150,18 @@ class Residence:
         self._keeper.changed()
         return freed
 
+    async def joined(self, name: str) -> None:
+        """Return when ``name`` has found what it shares with others, at once if it does not look for it now."""
+        if name in self._joining:
+            await asyncio.wait([self._joining[name]])
+
     def _join(self, model: Model) -> None:
         """Let ``model`` share what it has in common with others, off the path."""
-        task = asyncio.get_running_loop().create_task(self._joined(model))
-        self._joining.add(task)
-        task.add_done_callback(self._joining.discard)
+        task = asyncio.get_running_loop().create_task(self._share(model))
+        self._joining[model.name] = task
+        task.add_done_callback(lambda done: self._joining.pop(model.name, None))
 
-    async def _joined(self, model: Model) -> None:
+    async def _share(self, model: Model) -> None:
         assert model.runner is not None
         changed = await model.runner.join(model.name)
         for name, segments in changed.items():

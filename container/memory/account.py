@@ -80,6 +80,11 @@ class Account:
         place = self._places.get(segment)
         return place.bytes if place else 0
 
+    def shared(self) -> tuple[int, int]:
+        """Return the bytes that several models use here, and what they would take beyond that without sharing."""
+        several = [place for place in self._places.values() if len(place.users) > 1]
+        return sum(place.bytes for place in several), sum(place.bytes * (len(place.users) - 1) for place in several)
+
     def missing(self, segments: Mapping[str, int]) -> dict[str, int]:
         """Return those of ``segments`` (id -> bytes) that are not here."""
         return {segment: nbytes for segment, nbytes in segments.items() if segment not in self._places}
