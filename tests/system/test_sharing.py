@@ -1,4 +1,4 @@
-"""Equal weights are kept once, through the real server: copies and fine-tunes, figures, and nobody who can write them."""
+"""Equal weights are kept once, through the real server: copies, fine-tunes, figures, and nobody who can write them."""
 
 from __future__ import annotations
 
