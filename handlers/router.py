@@ -131,7 +131,9 @@ class Router(Handler):
             asked = next((source[name] for name in self._selectors if name in source), None)
             if asked is not None:
                 break
-        how = f"name one in the field {' or '.join(self._selectors)}, or in X-Amzn-SageMaker-Custom-Attributes: task=..."
+        how = (
+            f"name one in the field {' or '.join(self._selectors)}, or in X-Amzn-SageMaker-Custom-Attributes: task=..."
+        )
         known = f"this model has the tasks {', '.join(self._members)}"
         if asked is None:
             raise BadInput(f"no task is named; {known}: {how}")
