@@ -78,7 +78,10 @@ def check(server: Server, expected: dict[str, Any], name: str) -> None:
 def test_models_lie_where_they_were_used_last_and_answer_as_on_a_cpu(server: Server, expected: dict[str, Any]) -> None:
     assert tiers(server) == {
         **{f"m{number}": "disk" for number in range(4)},
-        **{"m4": "host", "m5": "host", "m6": "device", "m7": "device"},
+        "m4": "host",
+        "m5": "host",
+        "m6": "device",
+        "m7": "device",
     }
     for name in ("m4", "m0", "m7", "m0"):
         check(server, expected, name)
