@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import os
 import struct
 import time
 from pathlib import Path
@@ -78,17 +77,15 @@ def vast_bert(folder: Path) -> None:
     header["embeddings.position_ids"] = words
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": shape[0]}))
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors at addresses that can be mapped, as safetensors does it
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text + data)
         out.truncate(8 + len(text) + end)
 
 
-@pytest.mark.parametrize("age_s", [3600, 0], ids=["written an hour ago", "just written"])
-def test_the_memory_of_the_container_not_of_the_machine_is_what_models_may_take(open_path: Path, age_s: int) -> None:
+def test_the_memory_of_the_container_not_of_the_machine_is_what_models_may_take(open_path: Path) -> None:
     with contained(open_path, "--memory", "1g", "--memory-swap", "1g") as container:
         vast_bert(container.folder("vast"))
-        written_s = time.time() - age_s
-        os.utime(container.folder("vast") / "model.safetensors", (written_s, written_s))
         refused = container.load("vast")
         assert (refused.status_code, refused.json()["reason"]) == (400, "memory.larger_than_limit"), refused.text
         tiny_bert(container.folder("small"))
