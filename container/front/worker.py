@@ -1,10 +1,11 @@
 """gunicorn's asgi worker and protocol, with what silent and hasty clients need.
 
-Five changes to ``gunicorn.asgi.protocol.ASGIProtocol`` (27.0.1): a connection that sends no request is closed, so is
-one that takes nothing of its answer, there is a cap on connections, a refusal sent before the body was read reaches
-the client (the rest of the body is read and thrown away for a moment: closing at once would reset the connection under
-the answer), and errors of the HTTP parser have our JSON shape. One to the worker: on SIGTERM idle connections are
-closed, so that it does not wait for them.
+Six changes to ``gunicorn.asgi.protocol.ASGIProtocol`` (27.0.1): a connection that sends no request is closed, so is one
+that sends half of one, and one that takes nothing of its answer; there is a cap on connections (over it, one that is
+idle makes way for the new one); a refusal sent before the body was read reaches the client (the rest of the body is
+read and thrown away for a moment: closing at once would reset the connection under the answer); and errors of the HTTP
+parser have our JSON shape. One to the worker: on SIGTERM idle connections are closed, so that it does not
+wait for them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from container import log
 
 #: A new connection must have sent the headers of its first request by then.
 FIRST_REQUEST_S = 20.0
+#: From the first byte of a request, its headers must be there within this long.
+HEADERS_S = 10.0
 #: After a refusal that came before the body was read, this long more of it is read and thrown away.
 LINGER_S = 2.0
 #: After closing, this long a client may take for what was written to it.
@@ -44,12 +47,16 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
 
     _refused = False
     _lingering = False
+    _headers_begun = False
+    _made_way = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the connection; over the cap it is answered 503 and closed."""
+        """Start the connection; over the cap an idle one makes way, or it is answered 503 and closed."""
         super().connection_made(transport)
-        self.worker.connections.add(self)
         if self.worker.nr_conns > self.cfg.worker_connections:
+            self._make_way()
+        self.worker.connections[self] = None
+        if self.worker.nr_conns > self.cfg.worker_connections + self.worker.leaving:
             self._send_error_response(503, "too many connections; try again in a moment", (("Retry-After", "1"),))
             self._close_transport()
         else:
@@ -57,13 +64,33 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
-        self.worker.connections.discard(self)
+        self.worker.connections.pop(self, None)
+        if self._made_way:
+            self._made_way = False
+            self.worker.leaving -= 1
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Take what came in; after a refusal it is thrown away."""
         if not self._lingering:
             super().data_received(data)
+            if self._awaiting_request and not (self._headers_begun or self._request_ready.is_set()):
+                self._headers_begun = True
+                self._cancel_keepalive_timer()
+                self._keepalive_handle = self.worker.loop.call_later(HEADERS_S, self._keepalive_timeout)
+
+    def _arm_keepalive_timer(self) -> None:
+        self._headers_begun = False
+        super()._arm_keepalive_timer()
+
+    def _make_way(self) -> None:
+        """Close the oldest connection that has never asked, else the oldest that is idle."""
+        idle = [each for each in self.worker.connections if each._awaiting_request and not each._closed]
+        if idle:
+            oldest = next((each for each in idle if each.req_count <= 1), idle[0])
+            oldest._made_way = True
+            self.worker.leaving += 1
+            oldest.close_if_idle()
 
     def pause_writing(self) -> None:
         """Wait for the client to read, as long as it reads at all."""
@@ -125,11 +152,15 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
 
 
 class Worker(gasgi.ASGIWorker):  # type: ignore[misc]
-    """The asgi worker with our Protocol; ``connections``: those that stand."""
+    """The asgi worker with our Protocol.
+
+    connections: those that stand, oldest first. leaving: how many of them have made way and are about to be gone.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.connections: set[Protocol] = set()
+        self.connections: dict[Protocol, None] = {}
+        self.leaving = 0
         gasgi.ASGIProtocol = Protocol  # the worker makes its protocols by this name and offers no other way
 
     def handle_exit_signal(self) -> None:

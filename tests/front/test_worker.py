@@ -35,8 +35,9 @@ class Serving:
             cfg.set(name, value)
         log = SimpleNamespace(access_log_enabled=False, debug=print, info=print, warning=print, exception=print)
         self.worker = SimpleNamespace(
-            cfg=cfg, log=log, asgi=app, nr_conns=0, nr=0, max_requests=1 << 60, alive=True, state={}, connections=set()
+            cfg=cfg, log=log, asgi=app, nr_conns=0, nr=0, max_requests=1 << 60, alive=True, state={}, connections={}
         )
+        self.worker.leaving = 0
 
     async def __aenter__(self) -> Serving:
         self.worker.loop = asyncio.get_running_loop()
@@ -53,6 +54,7 @@ class Serving:
 
 def test_a_connection_that_never_asks_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "FIRST_REQUEST_S", 0.05)
+    monkeypatch.setattr(worker, "HEADERS_S", 0.05)
 
     async def scenario() -> None:
         async with Serving() as serving:
@@ -72,10 +74,57 @@ def test_a_connection_that_never_asks_is_closed(monkeypatch: pytest.MonkeyPatch)
     uvloop.run(scenario())
 
 
-def test_connections_over_the_cap_are_told_to_come_back() -> None:
+def test_headers_that_do_not_end_are_not_waited_for_on_an_old_connection_either(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker, "HEADERS_S", 0.1)
+
+    async def scenario() -> None:
+        async with Serving() as serving:
+            reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+            for _ in range(2):
+                writer.write(b"GET / HTTP/1.1\r\n")
+                await asyncio.sleep(0.02)
+                writer.write(b"Host: a\r\n\r\n")
+                assert (await reader.readuntil(b"\r\n\r\nxx")).startswith(b"HTTP/1.1 200")
+                await asyncio.sleep(0.15)
+            started = time.monotonic()
+            writer.write(b"GET / HTTP/1.1\r\n")
+            while not reader.at_eof():
+                writer.write(b"A: b\r\n")
+                await asyncio.sleep(0.02)
+                assert time.monotonic() - started < 5
+            writer.close()
+
+    uvloop.run(scenario())
+
+
+def test_an_idle_connection_makes_way_for_a_new_one_first_those_that_never_asked() -> None:
+    async def scenario() -> None:
+        async with Serving(worker_connections=2) as serving:
+            asked_reader, asked = await asyncio.open_connection("127.0.0.1", serving.port)
+            asked.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await asked_reader.readuntil(b"\r\n\r\nxx")
+            silent = [await asyncio.open_connection("127.0.0.1", serving.port) for _ in range(30)]
+            for reader, _ in silent[:-1]:
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+            for reader, writer in ((asked_reader, asked), silent[-1]):
+                writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert (await reader.readuntil(b"\r\n\r\nxx")).startswith(b"HTTP/1.1 200")
+            assert (serving.worker.nr_conns, serving.worker.leaving, len(serving.worker.connections)) == (2, 0, 2)
+            for writer in (asked, *(writer for _, writer in silent)):
+                writer.close()
+
+    uvloop.run(scenario())
+
+
+def test_connections_over_the_cap_are_told_to_come_back_when_all_others_are_at_work() -> None:
     async def scenario() -> None:
         async with Serving(worker_connections=2) as serving:
             kept = [await asyncio.open_connection("127.0.0.1", serving.port) for _ in range(2)]
+            for _, writer in kept:
+                writer.write(b"GET /30000000 HTTP/1.1\r\nHost: a\r\n\r\n")
+            await asyncio.gather(*(reader.readuntil(b"\r\n\r\n") for reader, _ in kept))
             reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
             answer = await asyncio.wait_for(reader.read(), 5)
             assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
