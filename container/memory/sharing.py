@@ -135,8 +135,7 @@ class Sharing:
         """The model that has such a tensor for itself, if it is still open: one that was closed shares nothing."""
         owner = self._owners.get(print_)
         member = self._members.get(owner) if owner is not None else None
-        up = member.weights() if member is not None else None
-        return owner if up is not None and up.is_open else None
+        return owner if member is not None and member.is_up else None
 
     def recall(self, weights: WeightMap, salt: str = "") -> bool:
         """Bind ``weights`` to blocks its files were compared with before: no byte compared.
