@@ -91,7 +91,7 @@ def test_listing_is_paged(server: Server, expected: Expected) -> None:
     names = [f"page{number}" for number in range(3)]
     for name in names:
         write_handler(server.folder(name), ECHO)
-        server.load(name).raise_for_status()
+        assert (answer := server.load(name)).status_code == 200, answer.text
     first = server.http.get("/models", params={"limit": 2}).json()
     assert [model["modelName"] for model in first["models"]] == ["page0", "page1"]
     second = server.http.get("/models", params={"limit": 2, "next_page_token": first["nextPageToken"]}).json()
@@ -138,7 +138,7 @@ def test_a_model_that_fails_is_told_with_its_own_message(server: Server) -> None
     server.load("raises").raise_for_status()
     refused(server.invoke("raises", 1), 500, "model.failed", "not today")
     slow = "import time\n" + ECHO.replace("return batch", "time.sleep(2)\n        return batch")
-    write_handler(server.folder("sleeps"), slow, timeout_s=0.5)
+    write_handler(server.folder("sleeps"), slow, timeout_s=0.5, isolation="own")  # its process is killed
     server.load("sleeps").raise_for_status()
     refused(server.invoke("sleeps", 1), 504, "model.timeout", "timeout_s")
 
@@ -176,7 +176,7 @@ def test_a_body_of_25_mib_goes_through_and_one_over_it_is_refused(server: Server
 def test_two_archives_with_the_same_module_names_each_run_their_own_code_from_many_threads(server: Server) -> None:
     for name in ("left", "right"):
         write_script(server.folder(name), SCRIPT, utils=f"NAME = '{name}'", lazy=f"NAME = 'late {name}'")
-        server.load(name).raise_for_status()
+        assert (answer := server.load(name)).status_code == 200, answer.text
 
     def call(number: int) -> tuple[str, str]:
         name = ("left", "right")[number % 2]

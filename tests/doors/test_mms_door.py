@@ -74,8 +74,12 @@ def two_models(server: Server) -> Server:
 
 def test_a_worker_needs_neither_torch_nor_flask_nor_an_event_loop() -> None:
     code = "import sys, container.mms.worker; print(sorted({m.partition('.')[0] for m in sys.modules}))"
-    done = subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.append({str(ROOT)!r}); {code}"],
-                          capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path.append({str(ROOT)!r}); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     loaded = set(re.findall(r"'(\w+)'", done.stdout))
     assert {"container", "mms", "msgspec"} <= loaded
     assert not {"torch", "flask", "asyncio", "numpy", "uvloop", "gunicorn", "transformers"} & loaded

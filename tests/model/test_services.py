@@ -100,6 +100,15 @@ class Doubles(BaseHandler):
         return [{"label": self.mapping["0"], "value": row[0]} for row in data.tolist()]
 """
 
+INITIALIZES = """
+class Service:
+    def initialize(self, context):
+        raise {}
+
+    def handle(self, data, context):
+        return data
+"""
+
 NETWORK = """
 import torch
 
@@ -208,9 +217,16 @@ def test_what_a_service_raises_or_forgets_is_told_apart(archive, opened, word, c
 @pytest.mark.parametrize(
     ("code", "error", "words"),
     [
-        ("class A:\n def initialize(self, c): raise OSError('no card')\n def handle(self, d, c): ...", LoadFailed,
-         "no card"),
-        ("class A:\n def initialize(self, c): raise MemoryError()\n def handle(self, d, c): ...", OutOfMemory, "memory"),
+        (
+            "class A:\n def initialize(self, c): raise OSError('no card')\n def handle(self, d, c): ...",
+            LoadFailed,
+            "no card",
+        ),
+        (
+            "class A:\n def initialize(self, c): raise MemoryError()\n def handle(self, d, c): ...",
+            OutOfMemory,
+            "memory",
+        ),
         ("def handle(data, context): raise KeyError('weights')", LoadFailed, "weights"),
         ("x = 1", BadArchive, "neither"),
         ("class A:\n handle = len\nclass B:\n handle = len", BadArchive, "A, B"),
@@ -223,7 +239,7 @@ def test_a_service_that_does_not_load_fails_the_load(archive, opened, code, erro
 
 
 def test_a_handler_of_torchserves_own_is_refused_with_the_mend(archive, opened):
-    with pytest.raises(BadArchive, match="requirements.txt"):
+    with pytest.raises(BadArchive, match=r"requirements\.txt"):
         opened(archive({"MAR-INF/MANIFEST.json": mar("image_classifier", serializedFile="model.pt")}))
 
 
@@ -249,7 +265,10 @@ def test_handlers_on_torchserves_base_class_run_without_torchserve(archive, open
 
 
 def test_forms_arrive_by_the_names_of_their_parts(archive, opened):
-    code = "def handle(data, context):\n    return data and [{k: v.decode() if k == 'file' else v for k, v in data[0].items()}]"
+    code = """
+def handle(data, context):
+    return data and [{name: part.decode() if name == "file" else part for name, part in data[0].items()}]
+"""
     folder = archive({"MAR-INF/MANIFEST.json": mar("service.py:handle"), "service.py": code})
     handler = opened(folder)
     body = (
