@@ -20,7 +20,7 @@ from container.engine.lifecycle import Life, Residency
 from container.engine.models import Model, Registry
 from container.engine.residence import Residence
 from container.engine.tier_runner import TierRunner
-from container.errors import LargerThanTier, MemoryBusy, NoRoom
+from container.errors import LargerThanTier, MemoryBusy, NoRoom, OutOfMemory
 from container.memory import plan
 from container.memory.arena import NoRun
 from container.memory.keeper import Keeper
@@ -126,12 +126,20 @@ class TieredResidence(Residence):
                 await self._tiers.lift(model.name)
                 return
             except NoRun as none:
-                if not await self._clear(Tier.DEVICE, none.bytes):
-                    await self._keeper.wait(model.name, none.bytes, deadline_s)
+                if await self._clear(Tier.DEVICE, none.bytes):
+                    continue
+                here = self._ledger.account(Tier.DEVICE)
+                if not (here.used_by | here.reserved_by | here.leaving.keys()) - {model.name}:
+                    raise OutOfMemory(
+                        f"model {model.name!r} needs {none.bytes} bytes and the device has none to give, though no "
+                        "other model is on it; lower BERTH_MEMORY_LIMIT, or see what else uses the device"
+                    ) from None
+                await self._keeper.wait(model.name, none.bytes, deadline_s)
 
     async def _clear(self, tier: Tier, nbytes: int) -> bool:
         """Sink the cheapest neighbours with ``nbytes`` in one piece; False if there are none that may."""
         victims = self._tiers.blocks.neighbours(tier, nbytes, self._cost)
+        _log.info("no %d bytes in one piece on the %s tier; %s sink", nbytes, tier.value, sorted(victims) or "none can")
         return bool(victims) and await self._keeper.sink_these(sorted(victims), tier)
 
     def _cost(self, users: set[str], nbytes: int) -> float | None:

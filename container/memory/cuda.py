@@ -36,7 +36,8 @@ class CudaDevice:
         return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
 
     def pin(self, memory: torch.Tensor) -> bool:
-        """Register ``memory``; its pages should be there (written once) before."""
+        """Register ``memory``, written once before, which is the fastest way to get its pages."""
+        memory.zero_()
         with _cuda.device(self._device):
             done = int(_cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), _PORTABLE)) == 0
             if not done:  # CUDA remembers the error, and torch would blame the next kernel for it: let this one be it

@@ -13,6 +13,7 @@ Thread-safe: slots change hands under a lock that is never held while memory is 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -153,7 +154,10 @@ class HostRegion(Region):
         self._reserved: torch.Tensor | None = None
         if self.limit:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-            self._reserved = torch.frombuffer(mmap.mmap(-1, self.limit, flags=flags), dtype=torch.uint8)
+            mapping = mmap.mmap(-1, self.limit, flags=flags)
+            with contextlib.suppress(OSError):  # a kernel without huge pages
+                mapping.madvise(mmap.MADV_HUGEPAGE)
+            self._reserved = torch.frombuffer(mapping, dtype=torch.uint8)
 
     def take(self, nbytes: int, tag: str) -> Place | None:
         """See Region; starts to grow in the background when little is left."""

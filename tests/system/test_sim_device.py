@@ -181,6 +181,50 @@ def test_authors_models_share_the_room_with_blocks(tmp_path: Path) -> None:
         assert server.invoke("bert", QUESTION).json() == before
 
 
+def test_models_of_all_sizes_come_and_go_without_one_wrong_answer(tmp_path: Path) -> None:
+    """Holes of every size, copies among them, loads and unloads meanwhile; in the end all bytes are back."""
+    shapes = [{"hidden": 32}, {"hidden": 64}, {"hidden": 32, "layers": 5}, {"hidden": 96, "layers": 1}]
+    with running(tmp_path, **limits(tmp_path, 12, 20, "20MB")) as server:
+        right = {}
+        for number in range(16):
+            name = f"s{number}"
+            tiny_bert(server.folder(name), number if number % 4 else 0, **shapes[number % 4])
+            assert server.load(name).status_code == 200, server.log()[-3000:]
+            right[name] = server.invoke(name, QUESTION).raise_for_status().json()
+
+        def play(seed: int) -> None:
+            generator = random.Random(seed)
+            own = f"own{seed}"
+            tiny_bert(server.folder(own), seed, **shapes[seed % 4])
+            with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as http:
+                for step in range(40):
+                    name = f"s{generator.randrange(16)}"
+                    answer = http.post(f"/models/{name}/invoke", json=QUESTION)
+                    assert answer.status_code == 200, answer.text
+                    assert answer.json() == [pytest.approx(vector, abs=1e-6) for vector in right[name]], (seed, step)
+                    if step % 10 == 5:
+                        body = {"model_name": own, "url": str(server.folder(own))}
+                        assert http.post("/models", json=body).status_code == 200
+                        assert http.post(f"/models/{own}/invoke", json=QUESTION).status_code == 200
+                        assert http.delete(f"/models/{own}").status_code == 200
+
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            for done in [pool.submit(play, seed) for seed in range(6)]:
+                done.result()
+        for name in right:
+            server.unload(name).raise_for_status()
+        left = [
+            line
+            for line in server.http.get("/metrics").text.splitlines()
+            if line.startswith("berth_memory_bytes{") and ("used" in line or "reserved" in line or "leaving" in line)
+        ]
+        assert len(left) == 6
+        assert all(line.endswith(" 0.0") for line in left), left
+        bad = [line for line in server.log_lines() if line["level"] == "error"]
+        assert bad == []
+        assert "in one piece on the device tier" in server.log(), "holes were too small, and neighbours sank"
+
+
 def test_a_rise_takes_the_time_of_its_bytes(tmp_path: Path) -> None:
     """Room for one, so each call rises: at a tenth of the bandwidth it takes longer, by about the bytes' time."""
     took = {}
