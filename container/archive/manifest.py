@@ -99,7 +99,8 @@ class Manifest(msgspec.Struct, frozen=True):
     @property
     def brings_code(self) -> bool:
         """Whether loading it runs what its author chose: ``code/``, or a torch.export file, which names functions."""
-        return bool(self.code_dir) or (self.triton is not None and self.triton.file.endswith(".pt2"))
+        exported = self.triton is not None and self.triton.file.endswith(".pt2")
+        return bool(self.code_dir) or exported or any(part.brings_code for part in self.tasks.values())
 
 
 def read_berth_json(raw: bytes) -> Berth:

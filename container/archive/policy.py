@@ -31,13 +31,20 @@ def check(folder: Path, manifest: Manifest, settings: Settings) -> None:
 
     Reads all of the folder where signatures are wanted; call it on a thread.
     """
+    for part in manifest.tasks.values():
+        _check_one(Path(part.model_dir), part, settings)
+    _check_one(folder, manifest, settings)
+    signatures.check(folder, settings.signatures, settings.signature_keys)
+
+
+def _check_one(folder: Path, manifest: Manifest, settings: Settings) -> None:
+    """Raise BadArchive if something of one model is forbidden."""
     if manifest.brings_code and not settings.allow_code:
         raise BadArchive("the archive brings its own code and BERTH_ALLOW_CODE=off forbids that")
     if not settings.allow_pickle and manifest.triton is not None and manifest.triton.file.endswith(_PICKLED_GRAPHS):
         raise BadArchive(f"{manifest.triton.file} is a pickle inside and BERTH_ALLOW_PICKLE=off forbids that; use ONNX")
     if settings.secure_mode:
         _check_controls(folder, manifest, settings)
-    signatures.check(folder, settings.signatures, settings.signature_keys)
 
 
 def _check_controls(folder: Path, manifest: Manifest, settings: Settings) -> None:

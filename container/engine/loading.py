@@ -119,7 +119,7 @@ class Loading:
         _log.info(
             "loaded %s (%s, %d bytes) in %.0f ms %s", model.name, model.kind, nbytes, took_s * 1e3, model.times_ms
         )
-        return m.Loaded(request.id, nbytes, model.times_ms)
+        return m.Loaded(request.id, nbytes, model.times_ms, model.example)
 
     async def _bring_in(self, model: Model) -> None:
         """ABSENT to READY, with the supervisor told last."""

@@ -98,7 +98,7 @@ def _tune(busy: int) -> None:
         torch.set_num_threads(wanted)
 
 
-class _Parts:
+class Parts:
     """The composition root: every part of one engine, made once."""
 
     def __init__(self, settings: Settings, tell: Callable[[m.Control], None]) -> None:
@@ -159,7 +159,7 @@ class _Parts:
             self.calls.settled(model)
 
 
-async def _load_first(parts: _Parts, first: list[m.Registered], tell: Callable[[m.Control], None]) -> None:
+async def _load_first(parts: Parts, first: list[m.Registered], tell: Callable[[m.Control], None]) -> None:
     """Load what the server was started with; only the single model is worth dying for."""
     for entry in first:
         try:
@@ -170,7 +170,7 @@ async def _load_first(parts: _Parts, first: list[m.Registered], tell: Callable[[
 
 
 async def _run(settings: Settings, control: Control, registered: list[m.Registered]) -> None:
-    parts = _Parts(settings, control.tell)
+    parts = Parts(settings, control.tell)
     parts.guests.start()
     for entry in registered:
         if entry.manifest:

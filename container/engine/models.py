@@ -15,6 +15,7 @@ from container.engine.pace import Pace
 from container.engine.runners import Runner
 from container.errors import BadName, BadPageToken, ModelNotFound
 from container.model.dispatch import Ticket
+from container.payload import Payload
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,256}")
 #: The name of the model of a single-model endpoint, and what an empty name in an Invoke means.
@@ -49,6 +50,7 @@ class Model:
     stale: bool = False
     starved: list[Ticket] = field(default_factory=list)
     times_ms: dict[str, float] = field(default_factory=dict)
+    example: Payload | None = None
     pace: Pace = field(default_factory=Pace)
 
     def __post_init__(self) -> None:

@@ -116,7 +116,7 @@ class Residence:
             _log.warning("out of memory while %s was rising; idle models sank, trying once more", model.name)
             up = await model.runner.bring_up(model.name, model.manifest)
         self._book(model, up)
-        model.times_ms = up.times_ms
+        model.times_ms, model.example = up.times_ms, up.example
         self._ledger.rose(model.name, time.monotonic() - started)
 
     def _book(self, model: Model, up: Up) -> None:

@@ -111,7 +111,7 @@ class TieredResidence(Residence):
         else:
             await self._tiers.read(model.name, model.manifest, keep=False)
         up = await self._tiers.open(model.name, model.manifest)
-        model.times_ms = up.times_ms
+        model.times_ms, model.example = up.times_ms, up.example
         self._ledger.recut(model.name, up.segments)
         if self._tiers.blocks.is_in_ram(model.name) and model.name in self._ledger.reserved_by(Tier.HOST):
             self._ledger.commit(model.name, Tier.HOST)
