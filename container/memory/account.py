@@ -56,6 +56,8 @@ class Account:
         self.used_by: set[str] = set()
         self.reserved_by: set[str] = set()
         self.leaving: dict[str, int] = {}
+        #: Models that came, or became others, since somebody (``order.Coldest``) emptied this.
+        self.arrived: set[str] = set()
         self._places: dict[str, _Place] = {}
         self._used_bytes = 0
         self._reserved_bytes = 0
@@ -79,6 +81,11 @@ class Account:
         """Return the bytes that ``segment`` takes here, used or reserved; 0 if it is not here."""
         place = self._places.get(segment)
         return place.bytes if place else 0
+
+    def share(self, segments: Iterable[str]) -> int:
+        """Return the bytes of ``segments`` here, those that several models use divided among them."""
+        places = [self._places[segment] for segment in segments if segment in self._places]
+        return sum(place.bytes // max(1, len(place.users)) for place in places)
 
     def shared(self) -> tuple[int, int]:
         """Return the bytes that several models use here, and what they would take beyond that without sharing."""
@@ -118,6 +125,7 @@ class Account:
             place.bytes, place.used = nbytes, True
         self.reserved_by.discard(name)
         self.used_by.add(name)
+        self.arrived.add(name)
         return brought
 
     def demote(self, name: str, segments: Mapping[str, int]) -> int:
@@ -135,6 +143,7 @@ class Account:
             self._count(place, -1)
         self.used_by.discard(name)
         self.reserved_by.discard(name)
+        self.arrived.discard(name)
         self.leaving[name] = leaving
         return leaving
 
@@ -152,6 +161,8 @@ class Account:
         if name not in self.used_by and name not in self.reserved_by:
             return
         used = name in self.used_by
+        if used:
+            self.arrived.add(name)
         for segment in old:
             place = self._places[segment]
             if segment not in new:

@@ -14,6 +14,7 @@ from container import log
 from container.errors import MemoryBusy, NoRoom
 from container.memory import plan
 from container.memory.ledger import Ledger, Tier
+from container.memory.order import Coldest, lrfu
 
 _log = log.get(__name__)
 _MOMENT_S = 0.05
@@ -24,6 +25,7 @@ class Keeper:
 
     def __init__(self, ledger: Ledger, sink: Callable[[str, Tier], Awaitable[object]], policy: plan.Policy) -> None:
         self.ledger = ledger
+        self._coldest = {tier: Coldest(ledger, tier, lrfu) for tier in ledger.tiers}
         self._sink = sink
         self._policy: plan.Policy = policy
         self._changed: asyncio.Event = asyncio.Event()
@@ -37,7 +39,7 @@ class Keeper:
         while True:
             self._changed.clear()
             try:
-                steps = plan.make_room(self.ledger, tier, name, policy=self._policy)
+                steps = plan.make_room(self.ledger, tier, name, order=self._coldest[tier], policy=self._policy)
             except plan.Wait as wait:
                 await self._wait(deadline_s, name, wait)
                 continue
@@ -59,7 +61,7 @@ class Keeper:
     async def fit(self, spared: str, tier: Tier = Tier.DEVICE) -> None:
         """Sink idle models but ``spared`` while measured bytes are over the limit; what is in use may keep it so."""
         while (over := self.ledger.figures(tier).over) > 0:
-            idle = plan.idle_models(self.ledger, tier)
+            idle = plan.idle_models(self.ledger, tier, order=self._coldest[tier])
             demotions = [step for step in idle if step.name != spared][:1]
             if not demotions or self._policy == "platform":
                 _log.warning("models take %d bytes over the limit and all of them are in use", over)
@@ -70,7 +72,7 @@ class Keeper:
         """Sink every idle model: what a real out-of-memory error is answered with. Return how many sank."""
         if self._policy == "platform":
             return 0
-        demotions = plan.idle_models(self.ledger, Tier.DEVICE)
+        demotions = plan.idle_models(self.ledger, Tier.DEVICE, order=self._coldest[Tier.DEVICE])
         await self._carry_out(demotions)
         return len(demotions)
 

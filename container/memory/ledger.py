@@ -15,6 +15,7 @@ Does not cover: which model gives way (``memory/plan``), moving bytes (``memory/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,6 +23,11 @@ from typing import NamedTuple
 from container.memory.account import Account, BadBooking, Figures, Tier
 
 __all__ = ["BadBooking", "Entry", "Figures", "Ledger", "Segment", "Tier"]
+
+
+#: After this many requests for each registered model a use counts for half. ``bench/policy.py`` shows what others do.
+HALF_LIFE = 3.0
+LEAST_MODELS = 16
 
 
 class Segment(NamedTuple):
@@ -54,6 +60,8 @@ class Entry:
     rises: int = 0
     #: Value of the last model that was demoted when this one was last used (GreedyDual's ageing).
     floor: float = 0.0
+    #: Recent uses, as the logarithm to base 2 of what they would have been at the beginning (LRFU's ageing).
+    heat: float = 0.0
 
     def value(self, nbytes: int) -> float:
         """Return what a byte of this model is worth: frequency x cost of rising / bytes, above ``floor``."""
@@ -74,6 +82,7 @@ class Ledger:
         self._bytes: dict[str, int] = {}  # segment -> bytes, predicted until measured
         self._owners: dict[str, set[str]] = {}  # segment -> registered models that name it
         self._floor = 0.0
+        self._age = 0.0  # in half-lives
 
     # ------------------------------------------------------------------ verbs
 
@@ -85,7 +94,7 @@ class Ledger:
         if any(nbytes < 0 for nbytes in sizes.values()):
             raise BadBooking(f"{name!r} has a segment of negative size: {sizes}")
         self._own(name, sizes)
-        entry = self._entries[name] = Entry(name, tuple(sizes), pinned=pinned, used_at=at)
+        entry = self._entries[name] = Entry(name, tuple(sizes), pinned=pinned, used_at=at, heat=self._age)
         return entry
 
     def reserve(self, name: str, tier: Tier) -> int:
@@ -177,6 +186,8 @@ class Ledger:
         entry.used_at = max(entry.used_at, at)
         entry.uses += 1
         entry.floor = self._floor
+        self._age += 1.0 / (HALF_LIFE * max(LEAST_MODELS, len(self._entries)))
+        entry.heat = self._age + math.log2(1.0 + 2.0 ** (entry.heat - self._age))
 
     def rose(self, name: str, seconds: float) -> None:
         """``name`` came up in ``seconds``: the cost of rising for the planner, smoothed over its rises."""

@@ -4,7 +4,7 @@
 
 Two laws hold for every policy: a model that is held, pinned or on its way is never chosen; and no chosen model can be
 left out (each one's bytes are needed). Idle models go before models with queued work, and those only for an asker that
-has waited longer than they have. Among the idle ones an ordering function decides: ``lru``, or ``greedy_dual``.
+has waited longer than they have. Among the idle ones an ordering function decides (``memory/order``).
 
 When nothing can be done at once, three refusals are told apart: ``LargerThanTier`` (never, whatever sinks), ``Wait``
 (once work in flight ends), ``NoRoom`` (held by pins, or by a policy that forbids sinking).
@@ -16,12 +16,13 @@ memory that models use beyond their weights.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from container.errors import LargerThanTier, NoRoom
 from container.memory.account import Account, Tier
-from container.memory.ledger import Entry, Ledger
+from container.memory.ledger import Ledger
+from container.memory.order import Coldest, Order, lru, ranked
 
 
 class Demote(NamedTuple):
@@ -42,8 +43,6 @@ class Reserve(NamedTuple):
 
 Step = Demote | Reserve
 Policy = Literal["sink", "platform"]
-#: Smaller goes first: (entry, its bytes) -> sort key. Ties are broken by name, so that a plan is reproducible.
-Order = Callable[[Entry, int], float]
 
 
 class Wait(Exception):
@@ -55,29 +54,14 @@ class Wait(Exception):
         super().__init__(f"{needed_bytes} bytes would be free once these are idle or gone: {sorted(self.for_)}")
 
 
-def lru(entry: Entry, nbytes: int) -> float:
-    """Least recently used first."""
-    return entry.used_at
-
-
-def greedy_dual(entry: Entry, nbytes: int) -> float:
-    """Least (frequency x cost of rising / bytes) first, aged by the value of what went before.
-
-    Source: Cherkasova, "Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy", 1998.
-    """
-    return entry.value(nbytes)
-
-
-ORDERS: dict[str, Order] = {"lru": lru, "greedy_dual": greedy_dual}
-
-
 def make_room(
-    ledger: Ledger, tier: Tier, want: str | int, *, order: Order = lru, policy: Policy = "sink"
+    ledger: Ledger, tier: Tier, want: str | int, *, order: Order | Coldest = lru, policy: Policy = "sink"
 ) -> list[Step]:
     """Return the steps after which ``want`` has its room on ``tier``; nothing is changed.
 
     want: the name of a registered model (the last step is its Reserve; [] if it is there already), or a number of
-    bytes that shall be free (only Demotes). Raises LargerThanTier, NoRoom (messages for the caller) or Wait.
+    bytes that shall be free (only Demotes). order: who goes first, or the models of ``tier`` kept in that order.
+    Raises LargerThanTier, NoRoom (messages for the caller) or Wait.
     """
     name = want if isinstance(want, str) else ""
     account = ledger.account(tier)
@@ -99,16 +83,16 @@ def make_room(
     if policy == "platform":
         raise NoRoom(_no_room(name, missing, sums.free, tier, "BERTH_EVICTION=platform forbids sinking others"))
     short -= sums.leaving
-    idle, queued, busy = _candidates(ledger, tier, name, order)
-    for group in (idle, idle + queued):
-        victims = _choose(ledger, account, group, short, segments)
-        if victims is not None:
-            demotes: list[Step] = [Demote(victim, tier, _below(ledger, victim, tier)) for victim in victims]
-            return (
-                [*demotes, Reserve(name, tier, _missing_after(ledger, account, victims, segments))] if name else demotes
-            )
-    if _choose(ledger, account, idle + queued + busy, short, segments) is not None:
-        raise Wait(missing, {*busy, *account.leaving})
+    victims = _choose(ledger, account, _idle(ledger, tier, order), short, segments)
+    if victims is None:  # all of the idle ones together are not enough, so that looking at everybody is no loss
+        idle = list(_idle(ledger, tier, order))
+        queued, busy = _others(ledger, tier, name)
+        victims = _choose(ledger, account, idle + queued, short, segments)
+        if victims is None and _choose(ledger, account, idle + queued + busy, short, segments) is not None:
+            raise Wait(missing, {*busy, *account.leaving})
+    if victims is not None:
+        demotes: list[Step] = [Demote(victim, tier, _below(ledger, victim, tier)) for victim in victims]
+        return [*demotes, Reserve(name, tier, _missing_after(ledger, account, victims, segments))] if name else demotes
     raise NoRoom(_no_room(name, missing, sums.free, tier, "the rest is held by pinned models"))
 
 
@@ -119,36 +103,38 @@ def check_size(ledger: Ledger, tier: Tier, name: str) -> None:
         raise LargerThanTier(_larger(name, total, limit, tier))
 
 
-def idle_models(ledger: Ledger, tier: Tier, *, order: Order = lru) -> list[Demote]:
+def idle_models(ledger: Ledger, tier: Tier, *, order: Order | Coldest = lru) -> list[Demote]:
     """Return a Demote for every model that may sink now: what a real out-of-memory error is answered with."""
-    idle, _, _ = _candidates(ledger, tier, "", order)
-    return [Demote(name, tier, _below(ledger, name, tier)) for name in idle]
+    return [Demote(name, tier, _below(ledger, name, tier)) for name in _idle(ledger, tier, order)]
 
 
-def _candidates(ledger: Ledger, tier: Tier, asker: str, order: Order) -> tuple[list[str], list[str], list[str]]:
-    """Return (idle, queued but younger than the asker's wait, busy for now), each in the order they would go."""
+def _idle(ledger: Ledger, tier: Tier, order: Order | Coldest) -> Iterator[str]:
+    """Yield the models that nobody holds, pins or waits for, in the order in which they would go."""
+    for name in order if isinstance(order, Coldest) else ranked(ledger, tier, order):
+        entry = ledger.entry(name)
+        if not entry.holds and not entry.pinned and entry.queued_since is None:
+            yield name
+
+
+def _others(ledger: Ledger, tier: Tier, asker: str) -> tuple[list[str], list[str]]:
+    """Return (queued but younger than the asker's wait, busy for now), each in the order they would go."""
     since = ledger.entry(asker).queued_since if asker else None
-    idle: list[tuple[float, str]] = []
     queued: list[tuple[float, str]] = []
     account = ledger.account(tier)
     busy = [name for name in account.reserved_by if not ledger.entry(name).pinned]
     for name in account.used_by:
         entry = ledger.entry(name)
-        if entry.pinned:
+        if entry.pinned or (not entry.holds and entry.queued_since is None):
             continue
-        if entry.holds:
-            busy.append(name)
-        elif entry.queued_since is None:
-            idle.append((order(entry, ledger.bytes(name)), name))
-        elif since is not None and entry.queued_since > since:
+        if not entry.holds and since is not None and entry.queued_since is not None and entry.queued_since > since:
             queued.append((-entry.queued_since, name))  # who has waited least goes first
         else:
             busy.append(name)
-    return [name for _, name in sorted(idle)], [name for _, name in sorted(queued)], sorted(busy)
+    return [name for _, name in sorted(queued)], sorted(busy)
 
 
 def _choose(
-    ledger: Ledger, account: Account, order: list[str], short: int, keep: Mapping[str, int]
+    ledger: Ledger, account: Account, order: Iterable[str], short: int, keep: Mapping[str, int]
 ) -> list[str] | None:
     """Return names from the start of ``order`` whose going frees ``short`` bytes, none of them needlessly; or None.
 
@@ -168,10 +154,10 @@ def _choose(
 
     chosen: list[str] = []
     for name in order:
-        if short <= 0:
-            break
         chosen.append(name)
         short -= freed(name, -1)
+        if short <= 0:
+            break
     if short > 0:
         return None
     for name in reversed(chosen):  # a large one chosen last may spare smaller ones; the youngest are spared first

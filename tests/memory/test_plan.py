@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from container.errors import LargerThanTier, NoRoom
 from container.memory.ledger import Ledger, Segment, Tier
-from container.memory.plan import ORDERS, Demote, Reserve, Wait, greedy_dual, idle_models, lru, make_room
+from container.memory.order import ORDERS, greedy_dual, lru
+from container.memory.plan import Demote, Reserve, Wait, idle_models, make_room
 
 DEVICE, HOST, DISK = Tier.DEVICE, Tier.HOST, Tier.DISK
 
