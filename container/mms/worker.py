@@ -32,6 +32,7 @@ HANDLER = b"container.mms.service:handle"
 _NO_ROOM = 507
 #: How long Java takes to notice the end of its child, many times over.
 _NOTICE_S = 0.1
+_AFTER_FIRST_S = 1.0
 #: Java has read the answer long before; then nothing is left to do for a refused worker.
 _LINGER_S = 2.0
 
@@ -51,7 +52,9 @@ class Worker(MXNetModelServiceWorker):  # type: ignore[misc]  # multi-model-serv
 def _refused() -> None:
     """Make way for Java's clean-up before it hears of the refusal."""
     if multiprocessing.current_process().name != "Process-1":
-        # Not the first worker: the model is registered and shall stay so. Java tries again by itself.
+        # Either the first one tells Java, and must be heard first, or the model was up before and shall stay
+        # registered: Java tries again by itself.
+        time.sleep(_AFTER_FIRST_S)
         raise RuntimeError("no room for this model at the moment")
     server = os.getppid()
     os.kill(server, signal.SIGKILL)

@@ -85,7 +85,7 @@ def test_a_worker_needs_neither_torch_nor_flask_nor_an_event_loop() -> None:
     assert not {"torch", "flask", "asyncio", "numpy", "uvloop", "gunicorn", "transformers"} & loaded
 
 
-def test_engine_deaths_supervisors_and_stops(tmp_path: Path) -> None:
+def test_a_dead_engine_costs_what_was_in_flight_and_a_dead_java_what_it_knew(tmp_path: Path) -> None:
     with running(tmp_path, BERTH_DOOR="mms") as server:
         two_models(server)
         vector = server.invoke("bert", {"inputs": "a b"}).json()
@@ -155,6 +155,15 @@ def test_what_lies_in_an_archive_is_never_imported_by_a_worker(tmp_path: Path) -
         assert server.load("sly").status_code == 200, server.log()
         assert len(server.invoke("sly", {"inputs": "a"}).json()) == 32
         assert not (tmp_path / "ran").exists()
+
+
+def test_a_single_model_stands_behind_invocations(tmp_path: Path) -> None:
+    tiny_bert(tmp_path / "model")
+    with running(tmp_path, BERTH_DOOR="mms", SAGEMAKER_MULTI_MODEL="") as server:
+        url, body = "/invocations", {"inputs": "a b"}
+        assert eventually(lambda: server.http.post(url, json=body).status_code == 200), server.log()
+        assert len(server.http.post(url, json=body).json()) == 32
+        assert server.names() == ["model"]
 
 
 def test_a_port_that_java_does_not_take_and_a_door_that_lists_nothing_are_refused_in_words(tmp_path: Path) -> None:
