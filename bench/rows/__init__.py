@@ -1,3 +1,3 @@
 """The rows: one file each, with TITLE and run(options). A new row is a file here and its name in ROWS."""
 
-ROWS = ("echo", "memory", "cold", "embed")
+ROWS = ("echo", "memory", "cold", "embed", "policy")

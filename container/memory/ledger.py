@@ -74,7 +74,7 @@ class Ledger:
     Every method raises BadBooking for a name that is not registered.
     """
 
-    def __init__(self, limits: Mapping[Tier, int]) -> None:
+    def __init__(self, limits: Mapping[Tier, int], *, half_life: float = HALF_LIFE) -> None:
         if Tier.DISK in limits:
             raise BadBooking("the disk tier has no limit in the ledger")
         self._accounts = {tier: Account(tier, limits[tier]) for tier in Tier if tier in limits}
@@ -82,6 +82,7 @@ class Ledger:
         self._bytes: dict[str, int] = {}  # segment -> bytes, predicted until measured
         self._owners: dict[str, set[str]] = {}  # segment -> registered models that name it
         self._floor = 0.0
+        self._half_life = half_life
         self._age = 0.0  # in half-lives
 
     # ------------------------------------------------------------------ verbs
@@ -186,7 +187,7 @@ class Ledger:
         entry.used_at = max(entry.used_at, at)
         entry.uses += 1
         entry.floor = self._floor
-        self._age += 1.0 / (HALF_LIFE * max(LEAST_MODELS, len(self._entries)))
+        self._age += 1.0 / (self._half_life * max(LEAST_MODELS, len(self._entries)))
         entry.heat = self._age + math.log2(1.0 + 2.0 ** (entry.heat - self._age))
 
     def rose(self, name: str, seconds: float) -> None:

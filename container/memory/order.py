@@ -2,7 +2,7 @@
 
 An ordering function gives a model a number; the smallest goes first. It may only grow when the model is used, which is
 what lets ``Coldest`` sort no more than somebody looks at. Chosen by replay (``bench/policy.py``): ``lrfu``, decision
-0004. Pure. Does not cover: who may go at all (``memory/plan``).
+0006. Pure. Does not cover: who may go at all (``memory/plan``).
 """
 
 from __future__ import annotations
