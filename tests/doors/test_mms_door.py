@@ -157,6 +157,22 @@ def test_what_lies_in_an_archive_is_never_imported_by_a_worker(tmp_path: Path) -
         assert not (tmp_path / "ran").exists()
 
 
+def test_two_workers_hold_one_model_and_are_refused_as_one(tmp_path: Path) -> None:
+    size = (tiny_bert(tmp_path / "scale") / "model.safetensors").stat().st_size
+    limits = {"BERTH_MEMORY_LIMIT": str(size + size // 2), "BERTH_EVICTION": "platform"}
+    with running(tmp_path, BERTH_DOOR="mms", SAGEMAKER_MODEL_SERVER_WORKERS="2", **limits) as server:
+        for number, name in enumerate(("one", "two")):
+            tiny_bert(server.folder(name), number)
+        server.load("one").raise_for_status()
+        assert [server.load("two").status_code for _ in range(2)] == [507, 507]
+        assert server.names() == ["one"]
+        assert eventually(lambda: len(find(server, "container.mms.worker")) == 3), "a server process and its two forks"
+        server.unload("one").raise_for_status()
+        server.load("two").raise_for_status()
+        assert len(server.invoke("two", {"inputs": "a"}).json()) == 32
+        assert server.log().count("unloaded one") == 1
+
+
 def test_a_single_model_stands_behind_invocations(tmp_path: Path) -> None:
     tiny_bert(tmp_path / "model")
     with running(tmp_path, BERTH_DOOR="mms", SAGEMAKER_MULTI_MODEL="") as server:
