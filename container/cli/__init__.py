@@ -13,6 +13,8 @@ from container.settings import BadSetting
 #: verb -> module; imported only when used, so that ``berth --help`` is instant.
 VERBS = {
     "serve": "container.cli.serve",
+    "check": "container.cli.check",
+    "pack": "container.cli.pack",
     "deploy": "container.cli.deploy",
     "invoke": "container.cli.invoke",
     "endpoint": "container.cli.endpoint",

@@ -98,6 +98,8 @@ def while_loading(error: BaseException) -> ServingError:
         hint = "; if it is a package, name it in code/requirements.txt; if it is a file of yours, put it into code/"
     elif isinstance(error, ImportError) and "transformers" in str(error):
         hint = "; it may be a name of an older transformers: name that, transformers<5 say, in code/requirements.txt"
+    elif isinstance(error, FileNotFoundError) and isinstance(error.filename, str) and error.filename[:1] != "/":
+        hint = "; a relative name is looked up where the server runs, not in the archive: join it to model_dir"
     return LoadFailed(f"the model failed to load: {describe(error)}{hint}", status=status_of(error))
 
 
