@@ -80,7 +80,6 @@ class TieredResidence(Residence):
             return
         plan.check_size(self._ledger, Tier.DEVICE, model.name)
         self._ledger.hold(model.name)  # nobody takes from under it what has come up already
-        started = time.monotonic()
         try:
             if model.residency is Residency.DISK:
                 await self._read(model)
@@ -91,7 +90,6 @@ class TieredResidence(Residence):
         finally:
             self._ledger.unhold(model.name)
         self._ledger.commit(model.name, Tier.DEVICE)
-        self._ledger.rose(model.name, time.monotonic() - started)
 
     async def _read(self, model: Model) -> None:
         """From the disk into RAM."""
@@ -122,8 +120,10 @@ class TieredResidence(Residence):
     async def _lift(self, model: Model, deadline_s: float) -> None:
         """From RAM to the device, where there is room, though perhaps not in one piece."""
         while True:
+            started = time.monotonic()
             try:
                 await self._tiers.lift(model.name)
+                self._ledger.rose(model.name, time.monotonic() - started)
                 return
             except NoRun as none:
                 if await self._clear(Tier.DEVICE, none.bytes):

@@ -19,9 +19,8 @@ import torch
 
 from container.errors import BadArchive
 from container.memory import weights
-from container.memory.align import aligned
 from container.memory.sharing import fingerprint
-from container.memory.sizes import checkpoint_bytes, find_checkpoint, read_header, serving_dtype
+from container.memory.sizes import find_checkpoint, read_header, serving_dtype
 from container.memory.tiers import Layout, Shape, lay_out, tie_of, views
 from container.memory.weights import TORCH, WeightsChanged
 
@@ -148,12 +147,3 @@ def _read(descriptor: int, pieces: Iterable[tuple[memoryview, int]]) -> None:
             if got == 0:
                 raise WeightsChanged("a weight file became shorter while it was being read")
             done += got
-
-
-def block_bytes(folder: Path, dtype: str, device: str) -> int:
-    """Return what the weights under ``folder`` will take as a block; exact for safetensors. Raises BadArchive."""
-    checkpoint = find_checkpoint(folder)
-    if checkpoint.kind == "pickle":
-        return aligned(checkpoint_bytes(folder, dtype, device))
-    infos = (info for path in checkpoint.files for info in read_header(path).values())
-    return sum(aligned(Shape(TORCH[serving_dtype(info.dtype, dtype, device)], info.shape).bytes) for info in infos)
