@@ -115,7 +115,9 @@ def correctness(stage: Stage, report: Report) -> None:
             except NoRun:
                 small.lower(up.pop(0))
         got = answer(crowded, crowded_views[name], name)
-        assert torch.equal(got, expected[name]), f"step {step}: {name} answers differently after rising"
+        # A GPU may choose another kernel for other addresses; other weights are off by a hundred times as much.
+        close = torch.allclose(got, expected[name], atol=2e-3) if stage.real else torch.equal(got, expected[name])
+        assert close, f"step {step}: {name} answers differently after rising"
     for name in views:
         small.close(name)
         stage.blocks.close(name)
