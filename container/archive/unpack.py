@@ -81,7 +81,7 @@ class _Source:
             try:
                 piece = self._stream.read(size - len(data))
             except _BROKEN_STREAM as error:
-                raise BadArchive(f"the archive is truncated or corrupt: {error}") from error
+                raise BadArchive(f"the archive is truncated or corrupt: {error}; copy it anew or pack again") from error
             if not piece:
                 break
             data += piece
@@ -155,7 +155,7 @@ def _extract(source: _Source, folder: Path, max_bytes: int, max_files: int) -> N
         if name:
             _make(source, folder, member, name, seen)
     if not any(not is_folder for is_folder in seen.values()):
-        raise BadArchive("the archive holds no files")
+        raise BadArchive("the archive holds no files; pack what is in the folder: tar -czf model.tar.gz -C FOLDER .")
     # tarfile takes a broken header in the middle for the end; only the end mark is one.
     if len(source.last) != tarfile.BLOCKSIZE or source.last.strip(b"\0"):
         raise BadArchive("the archive is truncated or corrupt: its end mark is missing")
@@ -194,7 +194,7 @@ def _checked(member: tarfile.TarInfo) -> str:
     except UnicodeEncodeError as error:
         raise BadArchive(f"the name {shown} is not UTF-8") from error
     if member.name.startswith("/") or ".." in parts:
-        raise BadArchive(f"the name {shown} leads out of the archive")
+        raise BadArchive(f"the name {shown} leads out of the archive; pack with tar -C FOLDER . (names begin there)")
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in member.name):
         raise BadArchive(f"the name {shown} holds control characters")
     if length > MAX_NAME_BYTES or len(parts) > MAX_DEPTH or any(len(part.encode()) > 255 for part in parts):
@@ -239,8 +239,11 @@ def _copy(source: _Source, member: tarfile.TarInfo, file: IO[bytes]) -> None:
 
 def _refuse_others(file: IO[bytes]) -> None:
     """Raise BadArchive for what people take for a .tar.gz, by its first bytes."""
-    start = file.read(6)
+    start = file.read(512)
     file.seek(0)
+    if start and b"\0" not in start and start.isascii():
+        shown = ascii(start[:40].decode())
+        raise BadArchive(f"the archive is text, beginning {shown}: has the download been refused? It must be a .tar.gz")
     for mark, name in ((b"PK", "a zip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"(\xb5/\xfd", "zstandard")):
         if start.startswith(mark):
             raise BadArchive(f"the archive is {name}, not .tar.gz or .tar; pack with tar -czf")

@@ -47,6 +47,7 @@ NATIVE = {
     "ResNetForImageClassification": "image_classification",
 }
 GROUP = "berth.handlers"
+_NO_CLASS = "; derive its class from that, or name the file inference.py if it has model_fn and predict_fn"
 #: What chooses among the tasks of one archive; made with their handlers, so it is no task itself.
 ROUTER = "handlers.router"
 
@@ -143,7 +144,7 @@ def _own_class(program: str, namespace: Namespace) -> type[Handler]:
         names = ", ".join(sorted(each.__name__ for each in classes))
         raise BadArchive(
             f"{file} has {'several subclasses' if classes else 'no subclass'} of container.handler.Handler"
-            + (f" ({names}); name one in berth.json, " + '{"handler": "handler:NAME"}' if classes else "")
+            + (f" ({names}); name one in berth.json, " + '{"handler": "handler:NAME"}' if classes else _NO_CLASS)
         )
     return classes[0]
 
