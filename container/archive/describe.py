@@ -178,7 +178,7 @@ def _mar(tree: Tree, program: str) -> _Found | None:
         if inside.has(mar.MANIFEST):
             handler = mar.model_of(mar.read_manifest(inside.read(mar.MANIFEST))).get("handler")
             if not isinstance(handler, str) or not handler:
-                raise BadArchive(f"{mar.MANIFEST} names no model.handler, like \'"handler": "service.py:handle"\'")
+                raise BadArchive(f'{mar.MANIFEST} names no model.handler, like "handler": "service.py:handle"')
             return _Found("mar", home, home, handler)
     return None
 
