@@ -243,7 +243,7 @@ def _refuse_others(file: IO[bytes]) -> None:
     file.seek(0)
     if start and b"\0" not in start and start.isascii():
         shown = ascii(start[:40].decode())
-        raise BadArchive(f"the archive is text, beginning {shown}: has the download been refused? It must be a .tar.gz")
+        raise BadArchive(f"the archive is text, no .tar.gz or .tar; it begins {shown}: has a download been refused?")
     for mark, name in ((b"PK", "a zip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"(\xb5/\xfd", "zstandard")):
         if start.startswith(mark):
             raise BadArchive(f"the archive is {name}, not .tar.gz or .tar; pack with tar -czf")

@@ -77,7 +77,7 @@ def tried_out(trial: rehearsal.Rehearsal, path: Path, request: Request) -> rehea
     """Unpack if need be, look at the layout, and try; whatever is wrong by then is the report's fault."""
     settings = Settings.of_process()
     with Progress() as progress:
-        phase = "unpack"
+        phase, folder = "unpack", path
         try:
             progress.phase(f"unpacking {path.name}")
             with rehearsal.unpacked(path, progress.bytes) as folder:
@@ -87,7 +87,8 @@ def tried_out(trial: rehearsal.Rehearsal, path: Path, request: Request) -> rehea
                 tried.report.kind, tried.report.task = manifest.kind, manifest.task
                 return tried
         except ServingError as error:
-            return rehearsal.Tried(Report(fault=Fault(phase, error.code, error.message)), "")
+            message = error.message.replace(str(folder), str(path))
+            return rehearsal.Tried(Report(fault=Fault(phase, error.code, message)), "")
 
 
 def _doing(phase: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ Progress = Callable[[int, int], None]
 _ARCHIVE_RATIO = 200
 _LEAST_BYTES = 1 << 30
 _END_S = 10.0
+#: What libraries put into their messages for terminals.
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
 class Tried(NamedTuple):
@@ -76,6 +79,9 @@ class Rehearsal:
         if self._process is None:
             self._start()
         report = self._report(msgspec.structs.replace(request, name=name, folder=str(folder)), on_phase)
+        if report.fault is not None:
+            message = _COLOURS.sub("", report.fault.message).replace(f"model {name!r}", "the model")
+            report.fault = msgspec.structs.replace(report.fault, message=message)
         lines = _lines(self._log, begin)
         report.notes = list(dict.fromkeys(_notes(lines, name)))
         own = (line["traceback"] for line in reversed(lines) if line.get("model") == name and "traceback" in line)
@@ -166,4 +172,4 @@ def _notes(lines: list[dict[str, Any]], name: str) -> Iterator[str]:
     for line in lines:
         ours = str(line.get("logger", "")).startswith("container.model")
         if line.get("level") == "warning" and line.get("model") == name and ours:
-            yield str(line["message"])
+            yield str(line["message"]).replace(f"model {name}", "the model")
