@@ -39,8 +39,6 @@ QUEUE_BYTES = 512 << 20
 LOADING_S = 60.0
 #: What the platform waits for the end of a streamed answer (contract.md 1.2).
 STREAM_S = 480.0
-#: Idle models sink at most this often for one model that runs out of memory.
-SINK_AGAIN_S = 10.0
 _SWEEP_S = 0.1
 
 
@@ -58,8 +56,6 @@ class Calls:
         self._tickets: dict[tuple[Respond, int], tuple[Ticket, Model]] = {}
         self._queued_bytes = 0
         self._feeding: set[asyncio.Task[None]] = set()
-        #: model -> until when running out of memory sinks nothing for it again.
-        self._sank_for: dict[str, float] = {}
         self.draining = False
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
 
@@ -116,7 +112,7 @@ class Calls:
         if request.stream:
             ticket.part = part
         self._tickets[key] = (ticket, model)
-        if model.residency is Residency.DEVICE and not (model.waiting or model.stale) and model.life is Life.READY:
+        if model.at_hand and not (model.waiting or model.stale) and model.life is Life.READY:
             self._submit(model, ticket)
         else:
             model.waiting.append(ticket)
@@ -182,13 +178,7 @@ class Calls:
     async def _feed(self, model: Model) -> None:
         """Sink what is idle, then try those that ran out of memory once more, in batches half as large."""
         await asyncio.sleep(0)  # the rest of the batch fails in the same turn of the loop
-        now = time.monotonic()
-        if self._sank_for.get(model.name, 0.0) <= now:
-            # A model that fails so again and again must not keep all the others from the device.
-            self._sank_for = {name: until for name, until in self._sank_for.items() if until > now}
-            self._sank_for[model.name] = now + SINK_AGAIN_S
-            sank = await self._residence.make_room()
-            _log.warning("model %s ran out of memory; %d idle models sank, trying once more", model.name, sank)
+        await self._residence.make_room(model)
         tickets, model.starved = model.starved, []
         most = max(1, len(tickets) // 2)
         for ticket in tickets:
@@ -233,12 +223,12 @@ class Calls:
             while model.waiting:
                 if model.residency is Residency.DEVICE and model.stale:
                     await self._residence.renew(model)
-                elif model.residency is Residency.DEVICE:
+                elif model.at_hand:
                     self._run_waiting(model)
                 elif model.residency in (Residency.DISK, Residency.HOST):
                     await self._residence.rise(model, max(ticket.deadline_s for ticket in model.waiting))
                 else:
-                    await asyncio.sleep(0.001)  # sinking: it ends by itself
+                    await asyncio.sleep(0.001)  # sinking, or its process has just died: that ends by itself
         except ServingError as error:
             _log.warning("model %s does not come up: %s", model.name, error)
             self.fail_waiting(model, error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 
 from container import log
@@ -71,9 +70,9 @@ class Residence:
         """Take ``name`` from every tier; return the bytes that are free by then."""
         return await self.sink(name)
 
-    async def make_room(self) -> int:
-        """Sink every idle model, because an allocation failed; return how many sank."""
-        return await self._keeper.sink_idle()
+    async def make_room(self, model: Model) -> int:
+        """Sink every idle model, because an allocation of ``model`` failed; return how many sank."""
+        return await self._keeper.sink_idle(model.name)
 
     def lost(self, model: Model) -> None:
         """The process that held the bytes of ``model`` died, and they went with it."""
@@ -107,17 +106,16 @@ class Residence:
     async def _bring_up(self, model: Model) -> None:
         assert model.runner is not None
         assert model.manifest is not None
-        started = time.monotonic()
         try:
             up = await model.runner.bring_up(model.name, model.manifest)
         except OutOfMemory:
-            if not await self._keeper.sink_idle():
+            if not await self.make_room(model):
                 raise
-            _log.warning("out of memory while %s was rising; idle models sank, trying once more", model.name)
             up = await model.runner.bring_up(model.name, model.manifest)
         self._book(model, up)
         model.times_ms, model.example = up.times_ms, up.example
-        self._ledger.rose(model.name, time.monotonic() - started)
+        # What the work took, not what it waited for a thread: a busy moment would make a model look dear for long.
+        self._ledger.rose(model.name, sum(up.times_ms.values()) / 1e3)
 
     def _book(self, model: Model, up: Up) -> None:
         """Reserved becomes used, by measured bytes."""

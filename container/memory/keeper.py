@@ -18,6 +18,8 @@ from container.memory.order import Coldest, lrfu
 
 _log = log.get(__name__)
 _MOMENT_S = 0.05
+#: All idle models sink at most this often for one model that runs out of memory.
+SINK_AGAIN_S = 10.0
 
 
 class Keeper:
@@ -29,6 +31,7 @@ class Keeper:
         self._sink = sink
         self._policy: plan.Policy = policy
         self._changed: asyncio.Event = asyncio.Event()
+        self._sank_for: dict[str, float] = {}
         self.demotions = 0
 
     async def reserve(self, name: str, deadline_s: float, tier: Tier = Tier.DEVICE) -> None:
@@ -50,13 +53,15 @@ class Keeper:
             await self._carry_out(demotions)
 
     def check_fit(self, name: str) -> None:
-        """Raise NoRoom if ``name`` takes the tier over its limit and nothing may sink for that."""
+        """Raise NoRoom if ``name``, larger than predicted, takes the tier over its limit and no sinking mends it."""
         over = self.ledger.figures(Tier.DEVICE).over
-        if over and self._policy == "platform":
-            raise NoRoom(
-                f"model {name!r} took {over} bytes more than are free when it was loaded, and BERTH_EVICTION=platform "
-                "forbids sinking others; unload a model or raise BERTH_MEMORY_LIMIT"
-            )
+        if not over or (self._policy != "platform" and plan.fits(self.ledger, Tier.DEVICE, name)):
+            return
+        why = "BERTH_EVICTION=platform forbids sinking others" if self._policy == "platform" else "others are pinned"
+        raise NoRoom(
+            f"model {name!r} turned out to take {self.ledger.bytes(name)} bytes when it was loaded, {over} more than "
+            f"there is room for, and {why}; unload a model or raise BERTH_MEMORY_LIMIT"
+        )
 
     async def fit(self, spared: str, tier: Tier = Tier.DEVICE) -> None:
         """Sink idle models but ``spared`` while measured bytes are over the limit; what is in use may keep it so."""
@@ -68,12 +73,21 @@ class Keeper:
                 return
             await self._carry_out(demotions)
 
-    async def sink_idle(self) -> int:
-        """Sink every idle model: what a real out-of-memory error is answered with. Return how many sank."""
-        if self._policy == "platform":
+    async def sink_idle(self, name: str) -> int:
+        """Sink every idle model: what a real out-of-memory error of ``name`` is answered with. Return how many sank.
+
+        Not again for the same model for a while: one that fails so each time must not keep all others from the device.
+        """
+        now = time.monotonic()
+        self._sank_for = {one: until_s for one, until_s in self._sank_for.items() if until_s > now}
+        if self._policy == "platform" or name in self._sank_for:
             return 0
+        self._sank_for[name] = now + SINK_AGAIN_S
         demotions = plan.idle_models(self.ledger, Tier.DEVICE, order=self._coldest[Tier.DEVICE])
         await self._carry_out(demotions)
+        _log.warning(
+            "model %s ran out of memory; %d idle models sank so that it can try once more", name, len(demotions)
+        )
         return len(demotions)
 
     async def sink_these(self, names: Iterable[str], tier: Tier) -> bool:

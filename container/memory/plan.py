@@ -103,6 +103,14 @@ def check_size(ledger: Ledger, tier: Tier, name: str) -> None:
         raise LargerThanTier(_larger(name, total, limit, tier))
 
 
+def fits(ledger: Ledger, tier: Tier, name: str) -> bool:
+    """Whether ``tier`` is within its limit once everything but ``name``, which is there, and what is pinned sinks."""
+    account = ledger.account(tier)
+    over = account.figures().over
+    others = [one for one in account.used_by | account.reserved_by if one != name and not ledger.entry(one).pinned]
+    return over == 0 or _choose(ledger, account, others, over, {}) is not None
+
+
 def idle_models(ledger: Ledger, tier: Tier, *, order: Order | Coldest = lru) -> list[Demote]:
     """Return a Demote for every model that may sink now: what a real out-of-memory error is answered with."""
     return [Demote(name, tier, _below(ledger, name, tier)) for name in _idle(ledger, tier, order)]

@@ -202,12 +202,14 @@ class Dispatcher:
     def _wake_in(self, wait_s: float) -> None:
         """Look again when the first batch that waits for company has waited long enough."""
         loop = asyncio.get_running_loop()
-        if (
-            self._alarm is None
-            or self._alarm.cancelled()
-            or not loop.time() < self._alarm.when() < loop.time() + wait_s
-        ):
-            self._alarm = loop.call_later(wait_s, self.pump)
+        if self._alarm is None or self._alarm.when() > loop.time() + wait_s:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm = loop.call_later(wait_s, self._awake)
+
+    def _awake(self) -> None:
+        self._alarm = None  # it may ring a millisecond early, and must be set again then
+        self.pump()
 
     def _start(self, station: _Station) -> None:
         if self._gone_stale(station):

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
+import uvloop
 
 from container.errors import Failure
 from container.handler import Handler
@@ -180,3 +181,66 @@ def test_idle_is_told_once_nothing_waits_or_runs(free_lanes: int) -> None:
         assert told == [("echo", False)]
 
     run(free_lanes, scenario)
+
+
+def test_a_request_that_waits_for_company_in_vain_is_answered_however_often() -> None:
+    """The loop of the server counts in whole milliseconds, so that an alarm may ring just before its time."""
+
+    async def scenario() -> None:
+        made = Lanes(1)
+        dispatcher = Dispatcher(made)
+        dispatcher.open("echo", Echo(), max_delay_ms=3)
+        for _ in range(200):
+            await asyncio.wait_for(ask(dispatcher, "echo")[1], 5)
+        made.close()
+
+    uvloop.run(scenario())
+
+
+def test_tickets_go_back_when_the_files_under_their_model_are_others() -> None:
+    """Before a batch, after it, and for what has begun to answer in pieces not at all."""
+
+    async def scenario(dispatcher: Dispatcher) -> None:
+        fresh = [True]
+        back: list[bytes] = []
+        stale: list[str] = []
+        dispatcher.on_stale = stale.append
+
+        def back_again(ticket: Ticket) -> None:
+            ticket.renew()
+            back.append(ticket.payload.body)
+
+        handler = Echo(0.1)
+        dispatcher.open("echo", handler, max_items=1, is_fresh=lambda: fresh[0])
+        asked = [ask(dispatcher, "echo", body) for body in (b"1", b"2", b"3")]
+        for ticket, _ in asked[:2]:
+            ticket.give_back = back_again
+        await asyncio.sleep(0.05)
+        fresh[0] = False
+        answer = await asked[2][1]  # nobody takes it back: it is told
+        while dispatcher.busy("echo"):
+            await asyncio.sleep(0.01)
+        assert isinstance(answer, Failure)
+        assert answer.code == "server.restarting"
+        assert sorted(back) == [b"1", b"2"]
+        assert (handler.sizes, stale) == ([1], ["echo"])
+        assert not any(answered.done() for _, answered in asked[:2])
+
+    run(1, scenario)
+
+
+def test_a_ticket_that_ran_out_of_memory_makes_batches_smaller_for_good() -> None:
+    async def scenario(dispatcher: Dispatcher) -> None:
+        handler = Echo()
+        dispatcher.open("echo", handler, max_items=8)
+        first, answered = ask(dispatcher, "echo")
+        await answered
+        first.renew()
+        first.most = 2
+        dispatcher.submit("echo", first)
+        first.settle = lambda result: None
+        await asyncio.gather(*(ask(dispatcher, "echo")[1] for _ in range(5)))
+        await asyncio.gather(*(ask(dispatcher, "echo")[1] for _ in range(4)))
+        assert handler.sizes == [1, 2, 2, 2, 2, 2]
+
+    run(1, scenario)
