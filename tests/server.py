@@ -93,16 +93,19 @@ class Server:
         except psutil.NoSuchProcess:
             return []
 
-    def pid_of(self, part: str) -> int:
-        """Return the pid of "engine", "guests" or "front" (gunicorn's master)."""
+    def pid_of(self, part: str, timeout_s: float = 15) -> int:
+        """Return the pid of "engine", "guests" or "front" (gunicorn's master); waits for one that is being replaced."""
         marks = {"engine": "container.engine.main", "guests": "container.host.child", "front": "container.front.main"}
-        for process in self.family():
-            try:
-                if marks[part] in " ".join(process.cmdline()):
-                    pid: int = process.pid
-                    return pid
-            except psutil.Error:
-                continue
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for process in self.family():
+                try:
+                    if marks[part] in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                        pid: int = process.pid
+                        return pid
+                except psutil.Error:
+                    continue
+            time.sleep(0.05)
         raise AssertionError(f"no {part} process among {self.family()}")
 
     # ------------------------------------------------------------------- verbs

@@ -141,6 +141,10 @@ class ChildRunner:
 
         ticket.on_drop = on_drop
 
+    def up(self, name: str) -> bool:
+        """Whether the child can be reached."""
+        return self._process.client is not None and self._process.client.connected
+
     def busy(self, name: str) -> bool:
         """Whether requests of ``name`` are in the child."""
         return self._in_flight.get(name, 0) > 0
@@ -234,6 +238,11 @@ class OwnRunner:
     def submit(self, name: str, ticket: Ticket) -> None:
         """Send to the model's child."""
         self._children[name].submit(name, ticket)
+
+    def up(self, name: str) -> bool:
+        """Whether the model's child can be reached."""
+        child = self._children.get(name)
+        return child is not None and child.up(name)
 
     def busy(self, name: str) -> bool:
         """Whether requests of ``name`` are in its child."""

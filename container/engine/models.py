@@ -70,6 +70,11 @@ class Model:
         return self.manifest.kind if self.manifest is not None else ""
 
     @property
+    def at_hand(self) -> bool:
+        """Whether a request could run at once: the bytes are on the device and their process can be reached."""
+        return self.residency is Residency.DEVICE and self.runner is not None and self.runner.up(self.name)
+
+    @property
     def busy(self) -> bool:
         """Whether any request waits for it, or is in flight, or still runs without a caller."""
         return bool(self.waiting or self.in_flight or (self.runner is not None and self.runner.busy(self.name)))

@@ -55,6 +55,9 @@ class Runner(Protocol):
     def submit(self, name: str, ticket: Ticket) -> None:
         """Answer ``ticket`` in time; settles it exactly once unless it is dropped or given back."""
 
+    def up(self, name: str) -> bool:
+        """Whether ``name`` can be reached; False between a process's death and the moment that it is noticed."""
+
     def busy(self, name: str) -> bool:
         """Whether anything of ``name`` waits or runs here."""
 
@@ -120,6 +123,10 @@ class LaneRunner:
     def submit(self, name: str, ticket: Ticket) -> None:
         """Queue for a lane."""
         self._dispatcher.submit(name, ticket)
+
+    def up(self, name: str) -> bool:
+        """Return True: the lanes live as long as this process."""
+        return True
 
     def busy(self, name: str) -> bool:
         """Whether anything of ``name`` waits or runs on the lanes."""

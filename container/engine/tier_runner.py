@@ -95,6 +95,10 @@ class TierRunner:
         """Queue for a lane."""
         self._dispatcher.submit(name, ticket)
 
+    def up(self, name: str) -> bool:
+        """Return True: the lanes live as long as this process."""
+        return True
+
     def busy(self, name: str) -> bool:
         """Whether anything of ``name`` waits or runs on the lanes."""
         return self._dispatcher.busy(name)
