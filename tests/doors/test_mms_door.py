@@ -89,7 +89,7 @@ def test_a_dead_engine_costs_what_was_in_flight_and_a_dead_java_what_it_knew(tmp
     with running(tmp_path, BERTH_DOOR="mms") as server:
         two_models(server)
         vector = server.invoke("bert", {"inputs": "a b"}).json()
-        workers = find(server, "container.mms.worker")
+        workers = find(server, "model_service_worker.py")
         assert len(workers) == 4, "a server process and a fork of it for each model"
         for worker in workers:
             assert worker.memory_full_info().uss < 20 << 20
@@ -101,16 +101,16 @@ def test_a_dead_engine_costs_what_was_in_flight_and_a_dead_java_what_it_knew(tmp
         assert eventually(lambda: server.invoke("echo", [2]).status_code == 200)
         assert server.invoke("bert", {"inputs": "a b"}).json() == pytest.approx(vector)
         assert server.names() == ["bert", "echo"]
-        assert find(server, "container.mms.worker") == workers
+        assert find(server, "model_service_worker.py") == workers
         server.unload("echo").raise_for_status()
-        assert eventually(lambda: len(find(server, "container.mms.worker")) == 2)
+        assert eventually(lambda: len(find(server, "model_service_worker.py")) == 2)
         assert eventually(lambda: "unloaded echo" in server.log())
 
         (java,) = find(server, JAVA)
         java.kill()
         assert eventually(lambda: listed(server) == []), "a new Java knows no models; the platform loads them"
         assert eventually(lambda: "unloaded bert" in server.log())
-        assert find(server, "container.mms.worker") == []
+        assert find(server, "model_service_worker.py") == []
         server.load("bert").raise_for_status()
         assert server.invoke("bert", {"inputs": "a b"}).json() == pytest.approx(vector)
 
@@ -168,7 +168,7 @@ def test_two_workers_hold_one_model_and_are_refused_as_one(tmp_path: Path) -> No
         # A thread of Java's that is still interrupting the refused workers may hit the next load's, once in a hundred.
         time.sleep(0.5)
         assert server.names() == ["one"]
-        assert eventually(lambda: len(find(server, "container.mms.worker")) == 3), "a server process and its two forks"
+        assert eventually(lambda: len(find(server, "model_service_worker.py")) == 3), "a server process and its two forks"
         server.unload("one").raise_for_status()
         server.load("two").raise_for_status()
         assert len(server.invoke("two", {"inputs": "a"}).json()) == 32
