@@ -30,6 +30,17 @@ _MEMORY_TEXTS = (
     "DefaultCPUAllocator: not enough memory",
     "Cannot allocate memory (12)",
 )
+#: CUDA errors after which a context answers every call with the same one (CUDA's manual of cudaError_t says which).
+_POISON = (
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "device-side assert",
+    "unspecified launch failure",
+    "hardware stack error",
+    "uncorrectable ECC error",
+    "launch timed out",
+)
 #: An absolute path of at least two parts, not inside a url or a word; its last part is kept.
 _PATH = re.compile(r"(?<![\w/:.])/(?:[^\s/'\":,;()\[\]]+/)+([^\s/'\":,;()\[\]]*)")
 #: The private package of an archive (``model/imports``), which its author does not know.
@@ -60,6 +71,19 @@ def _is_memory(error: BaseException) -> bool:
     if torch is not None:
         kinds += (getattr(torch, "AcceleratorError", RuntimeError),)
     return type(error) in kinds and any(text in str(error) for text in _MEMORY_TEXTS)
+
+
+def poisoned(error: BaseException) -> bool:
+    """Return whether ``error`` has broken this process's CUDA context: every later call on the device would fail, too.
+
+    A text alone does not count where no context is.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    kinds = (RuntimeError, getattr(torch, "AcceleratorError", RuntimeError))
+    text = str(error) if type(error) in kinds else ""
+    return "CUDA error" in text and any(sign in text for sign in _POISON)
 
 
 def describe(error: BaseException) -> str:

@@ -14,6 +14,7 @@ come back as values of the error tree; the traceback goes to the log, once, with
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,8 @@ from container.payload import Payload
 
 _log = log.get(__name__)
 _END = object()
+#: Exit status of a process whose device answers no more.
+POISONED = 70
 
 #: model -> places of its code whose tracebacks are in the log already.
 _reported: dict[str, set[object]] = {}
@@ -326,6 +329,9 @@ def _attempt(verdict: Callable[[BaseException], ServingError], function: Callabl
     except ServingError as error:
         return error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - authors' code may raise anything, and exit
+        if blame.poisoned(error):
+            _log.critical("the CUDA context of this process is broken, so it ends: %s", blame.describe(error))
+            os._exit(POISONED)
         failed = verdict(error)
         failed.__cause__ = error
         return failed
