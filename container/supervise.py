@@ -93,8 +93,13 @@ class Supervisor:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         _log.debug("descriptors: %d, was %d", hard, soft)
         run_dir = self._settings.run_dir
-        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = (run_dir / "lock").open("w")
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = (run_dir / "lock").open("w")
+        except OSError as error:
+            raise SystemExit(
+                f"cannot write to the state folder {self._settings.state_dir}: {error.strerror}; set BERTH_STATE_DIR"
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -72,3 +72,12 @@ def test_a_port_that_is_taken_ends_the_server_with_a_sentence(tmp_path: Path) ->
         assert f"cannot listen on 127.0.0.1:{server.port}" in second.log()
         assert "Traceback" not in second.log()
         second.http.close()
+
+
+def test_a_state_folder_that_cannot_be_written_ends_the_server_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    server = Server(tmp_path, BERTH_STATE_DIR=str(tmp_path / "file" / "state"))
+    assert server.process.wait(60) == 1
+    assert "cannot write to the state folder" in server.log()
+    assert "Traceback" not in server.log()
+    server.http.close()
