@@ -1,6 +1,7 @@
 # Check by default, repair on request. Every verb sets up what it needs; `make help` lists them.
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
+MINUTES ?= 10
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
@@ -8,7 +9,7 @@ STAMP := $(VENV)/.setup-stamp
 TORCH := $(shell cat requirements/torch.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fix types bench image test-image lock clean
+.PHONY: help setup demo test lint fix types chaos soak bench image test-image lock clean
 
 help: ## list the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +39,12 @@ fix: setup ## repair what lint can repair
 
 types: setup ## mypy, strict
 	@$(BIN)/mypy
+
+chaos: setup ## break the real server: fuzzed parsers, the fault table (under 3 minutes; docs/faults.md)
+	@$(BIN)/python -m tests.chaos
+
+soak: setup ## mixed traffic with faults, every answer checked: MINUTES=10 (docs/soak.md)
+	@$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES)
 
 bench: setup ## figures beside the neighbours' (bench/README.md)
 	@$(BIN)/python -m bench $(ROWS)
