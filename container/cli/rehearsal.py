@@ -94,7 +94,11 @@ class Rehearsal:
         if not (state / "environments").exists():  # what requirements.txt asks for is built once, for the server too
             (state / "environments").symlink_to(kept)
         environ = child_environment(
-            BERTH_STATE_DIR=str(state), BERTH_MODELS="/", BERTH_LOG_LEVEL="info", SAGEMAKER_BASE_DIR=str(state)
+            BERTH_STATE_DIR=str(state),
+            BERTH_MODELS="/",
+            BERTH_LOG_LEVEL="info",
+            BERTH_QUEUE_LENGTH="100",
+            SAGEMAKER_BASE_DIR=str(state),
         )
         ours, theirs = os.pipe()
         command = [

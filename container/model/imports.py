@@ -83,7 +83,9 @@ class Namespace:
         and through it the globals, alive for good. No code of the archive may be running any more.
         """
         _finder.namespaces.pop(self.root, None)
-        gone = [sys.modules.pop(name, None) for name in list(sys.modules.copy()) if f"{name}.".startswith(f"{self.root}.")]
+        gone = [
+            sys.modules.pop(name, None) for name in list(sys.modules.copy()) if f"{name}.".startswith(f"{self.root}.")
+        ]
         self._sweep()
         for module in gone:
             if module is not None:
@@ -92,7 +94,7 @@ class Namespace:
 
     def globals(self) -> list[dict[str, Any]]:
         """Return what the archive's modules keep in global variables."""
-        modules = [module for name, module in list(sys.modules.copy().items()) if name.startswith(f"{self.root}.")]
+        modules = [module for name, module in sys.modules.copy().items() if name.startswith(f"{self.root}.")]
         return [{key: value for key, value in vars(each).items() if key[:2] != "__"} for each in modules]
 
     @contextmanager
@@ -186,7 +188,7 @@ class Namespace:
 
     def _sweep(self) -> None:
         """Remove modules that were imported from the archive's folder past this namespace, under bare names."""
-        for name, module in list(sys.modules.copy().items()):
+        for name, module in sys.modules.copy().items():
             # Not getattr: modules that load their parts lazily would start to.
             file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
             if isinstance(file, str) and file.startswith(self._folder) and not _finder.owner(name):

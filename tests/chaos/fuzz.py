@@ -110,16 +110,22 @@ def run_all(seconds: int = SECONDS) -> list[tuple[str, int, str]]:
     return rows
 
 
+def report(seconds: int = SECONDS) -> tuple[bool, str]:
+    """Return whether anything was found, and the table."""
+    rows = run_all(seconds)
+    lines = ["| parser | inputs tried | found |", "|---|---|---|"]
+    lines += [f"| {name} | {tried:,} | {'see below' if found else 'nothing'} |" for name, tried, found in rows]
+    lines += [f"\n--- {name}\n{found}" for name, _, found in rows if found]
+    return any(found or not tried for _, tried, found in rows), "\n".join(lines)
+
+
 def main(arguments: list[str]) -> int:
     """Fuzz one parser, or all with a table; return 1 if anything was found."""
     if arguments:
         fuzz(arguments[0], arguments[1:])
-    rows = run_all()
-    print("| parser | inputs tried | found |\n|---|---|---|")
-    for name, tried, found in rows:
-        print(f"| {name} | {tried:,} | {'nothing' if not found else 'see below'} |")
-    print("\n".join(f"--- {name}\n{found}" for name, _, found in rows if found))
-    return 1 if any(found or not tried for _, tried, found in rows) else 0
+    found, table = report()
+    print(table)
+    return int(found)
 
 
 if __name__ == "__main__":

@@ -168,7 +168,9 @@ def test_two_workers_hold_one_model_and_are_refused_as_one(tmp_path: Path) -> No
         # A thread of Java's that is still interrupting the refused workers may hit the next load's, once in a hundred.
         time.sleep(0.5)
         assert server.names() == ["one"]
-        assert eventually(lambda: len(find(server, "model_service_worker.py")) == 3), "a server process and its two forks"
+        assert eventually(lambda: len(find(server, "model_service_worker.py")) == 3), (
+            "a server process and its two forks"
+        )
         server.unload("one").raise_for_status()
         server.load("two").raise_for_status()
         assert len(server.invoke("two", {"inputs": "a"}).json()) == 32

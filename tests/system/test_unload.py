@@ -1,0 +1,120 @@
+"""DELETE gives everything back before it answers: bytes, mappings, descriptors, threads; however often."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from container.memory.probe import process_bytes
+from container.memory.sizes import checkpoint_bytes
+from tests.makers import tiny_bert
+from tests.server import Server, running, write_handler
+
+TEXT = {"inputs": "a b c"}
+CYCLES = 150
+SLOW = """
+import time
+from container.handler import Handler
+
+class Slow(Handler):
+    def load(self, model_dir, context):
+        self.weights_bytes = 1000
+
+    def predict(self, batch):
+        time.sleep(1.0)
+        return batch
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("base")) as started:
+        yield started
+
+
+def maps(server: Server) -> str:
+    return Path(f"/proc/{server.pid_of('engine')}/maps").read_text()
+
+
+def test_the_answer_says_how_many_bytes_are_back_and_nothing_is_mapped_any_more(server: Server) -> None:
+    folder = tiny_bert(server.folder("one"))
+    server.load("one").raise_for_status()
+    server.invoke("one", TEXT).raise_for_status()
+    assert str(folder) in maps(server)
+    gone = server.unload("one")
+    assert str(folder) not in maps(server)
+    assert gone.json() == {"status": 'Model "one" unregistered', "freedBytes": checkpoint_bytes(folder)}
+
+
+def test_what_others_share_is_not_said_to_be_free_until_the_last_is_gone(server: Server, tmp_path: Path) -> None:
+    original = tiny_bert(tmp_path / "original", hidden=64)
+    names = ["twin1", "twin2"]
+    for name in names:
+        shutil.copytree(original, server.folder(name))
+        server.load(name).raise_for_status()
+    size = server.describe("twin1")["bytes"]
+    assert server.describe("twin1")["sharedBytes"] == size
+    assert server.unload("twin1").json()["freedBytes"] == 0
+    assert server.unload("twin2").json()["freedBytes"] == size
+    assert not any(str(server.folder(name)) in maps(server) for name in names)
+
+
+def test_a_folder_may_be_removed_as_soon_as_the_answer_is_there_while_others_compare(server: Server) -> None:
+    """Copies are unloaded while they are being compared with each other."""
+    names = [f"fast{number}" for number in range(6)]
+    original = tiny_bert(server.base / "original", hidden=256, layers=8)
+    for name in names:
+        shutil.copytree(original, server.folder(name))
+
+    def load_and_unload(name: str) -> bool:
+        server.load(name).raise_for_status()
+        server.unload(name).raise_for_status()
+        return str(server.folder(name)) in maps(server)
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        assert not any(pool.map(load_and_unload, names))
+
+
+def test_requests_in_flight_are_answered_before_the_bytes_go(server: Server) -> None:
+    write_handler(server.folder("slow"), SLOW)
+    server.load("slow").raise_for_status()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        running_one = pool.submit(server.invoke, "slow", 7)
+        time.sleep(0.3)
+        assert server.unload("slow").json()["freedBytes"] == 1000
+        assert running_one.result().json() == 7
+    assert server.invoke("slow", 7).status_code == 404
+
+
+def test_hundreds_of_cycles_leave_nothing_behind(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        folders = [tiny_bert(server.folder(f"m{number}"), number % 5, hidden=64) for number in range(10)]
+        engine = psutil.Process(server.pid_of("engine"))
+
+        def cycle(number: int) -> None:
+            name = folders[number % 10].parent.name
+            server.load(name).raise_for_status()
+            server.invoke(name, TEXT).raise_for_status()
+            server.unload(name).raise_for_status()
+
+        def state() -> tuple[int, int, int]:
+            return engine.num_fds(), engine.num_threads(), len(engine.memory_maps(grouped=False))
+
+        for number in range(60):
+            cycle(number)
+        before, nbytes = (
+            state(),
+            process_bytes(engine.pid),
+        )  # mapped files beside: who else maps them changes their share
+        for number in range(CYCLES):
+            cycle(number)
+        assert state()[:2] == before[:2]
+        assert abs(state()[2] - before[2]) <= 2, "the allocator's, not the models'"
+        assert process_bytes(engine.pid) - nbytes < 1 << 20
+        assert not any(str(folder) in maps(server) for folder in folders)
