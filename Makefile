@@ -9,7 +9,7 @@ STAMP := $(VENV)/.setup-stamp
 TORCH := $(shell cat requirements/torch.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fix types chaos soak bench image test-image lock clean
+.PHONY: help setup demo test lint fix types chaos bench image test-image lock clean
 
 help: ## list the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,9 +42,6 @@ types: setup ## mypy, strict
 
 chaos: setup ## break the real server: fuzzed parsers, the fault table (under 3 minutes; docs/faults.md)
 	@$(BIN)/python -m tests.chaos
-
-soak: setup ## mixed traffic with faults, every answer checked: MINUTES=10 (docs/soak.md)
-	@$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES)
 
 bench: setup ## figures beside the neighbours' (bench/README.md)
 	@$(BIN)/python -m bench $(ROWS)
