@@ -269,12 +269,13 @@ class Supervisor:
 
     def _judge(self, inside: list[watch.Inside], how: str) -> None:
         """The engine died inside these models' code: a new engine gets the models, and the reason to keep one out."""
-        for each in inside:
-            entry = self._registry.get(each.model)
+        for name in {each.model for each in inside}:  # two lanes may have been in one model: that is one death
+            entry = self._registry.get(name)
             if entry is not None:
                 deaths = entry.deaths + 1
-                reason = watch.verdict(each, deaths, how, time.monotonic()) or entry.reason
-                self._registry[each.model] = msgspec.structs.replace(entry, deaths=deaths, reason=reason)
+                oldest = min((each for each in inside if each.model == name), key=lambda each: each.deadline_s)
+                reason = watch.verdict(oldest, deaths, how, time.monotonic()) or entry.reason
+                self._registry[name] = msgspec.structs.replace(entry, deaths=deaths, reason=reason)
 
     # -------------------------------------------------------------------- stop
 

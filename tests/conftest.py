@@ -14,6 +14,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tests.server import Server, running
 
 
+#: multi-model-server's toolkit refuses a second server on the machine, so these never run side by side.
+ONE_AT_A_TIME = ("tests/doors/", "tests/rows/test_row_b.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests stay together, for the server they share; two files run at a time."""
+    for item in items:
+        path = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("mms" if path.startswith(ONE_AT_A_TIME) else path))
+
+
 @pytest.fixture(autouse=True)
 def environment_is_put_back() -> Iterator[None]:
     before = dict(os.environ)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -73,3 +74,6 @@ def refuse_dropped_tasks(pipelines: ModuleType) -> None:
 
     setattr(pipeline, _SHIMMED, True)
     vars(pipelines)["pipeline"] = pipeline
+    package = sys.modules.get(pipelines.__name__.partition(".")[0])
+    if package is not None and vars(package).get("pipeline") is make:  # the package keeps what was once asked of it
+        vars(package)["pipeline"] = pipeline
