@@ -13,7 +13,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tests.server import Server, running
 
-
 #: multi-model-server's toolkit refuses a second server on the machine, so these never run side by side.
 ONE_AT_A_TIME = ("tests/doors/", "tests/rows/test_row_b.py")
 
