@@ -260,7 +260,8 @@ class Settings:
         if len(str(wanted)) <= 80:
             return wanted
         digest = hashlib.sha256(str(wanted).encode()).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"berth-{os.getuid()}-{digest}"
+        folder = tempfile.gettempdir()
+        return Path(folder if len(folder) <= 40 else "/tmp") / f"berth-{os.getuid()}-{digest}"
 
     @property
     def max_payload_bytes(self) -> int:

@@ -94,6 +94,7 @@ class Supervisor:
         _log.debug("descriptors: %d, was %d", hard, soft)
         run_dir = self._settings.run_dir
         try:
+            self._settings.state_dir.mkdir(parents=True, exist_ok=True)
             run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = (run_dir / "lock").open("w")
         except OSError as error:
