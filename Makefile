@@ -43,7 +43,7 @@ fix: setup ## repair what lint can repair
 types: setup ## mypy, strict
 	@$(BIN)/mypy
 
-chaos: setup ## break the real server: fuzzed parsers, the fault table (under 3 minutes; docs/faults.md)
+chaos: setup ## break the real server: fuzzed parsers, the fault table (under 3 minutes)
 	@$(BIN)/python -m tests.chaos
 
 bench: setup ## figures beside the neighbours' (bench/README.md)
