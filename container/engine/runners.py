@@ -18,7 +18,7 @@ from container.archive.manifest import Manifest
 from container.handler import Context
 from container.memory.known import Known
 from container.memory.ledger import Segment
-from container.model import pipeline
+from container.model import opening
 from container.model.dispatch import Dispatcher, Ticket
 from container.payload import Payload
 
@@ -74,7 +74,7 @@ class LaneRunner:
         self._sharer = sharer
         self._device = device
         self._known = known
-        self._opened: dict[str, pipeline.Opened] = {}
+        self._opened: dict[str, opening.Opened] = {}
         self._joining: asyncio.Future[list[str]] | None = None
 
     def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
@@ -96,7 +96,7 @@ class LaneRunner:
             functools.partial(self._known.is_fresh, name),
         )
         segments = self._known.segments(name) or [Segment(name, opened.bytes)]
-        return Up(segments, opened.times_ms, pipeline.example_of(opened.handler))
+        return Up(segments, opened.times_ms, opening.example_of(opened.handler))
 
     async def join(self, name: str) -> dict[str, list[Segment]]:
         """See Runner. One after the other, on a thread of its own."""
@@ -132,7 +132,7 @@ class LaneRunner:
         """Whether anything of ``name`` waits or runs on the lanes."""
         return self._dispatcher.busy(name)
 
-    def _open(self, name: str, manifest: Manifest) -> pipeline.Opened:
+    def _open(self, name: str, manifest: Manifest) -> opening.Opened:
         context = Context(
             name,
             self._device,
@@ -141,4 +141,4 @@ class LaneRunner:
             properties={"model_dir": manifest.model_dir},
         )
         with log.bind(model=name):
-            return pipeline.open_model(manifest, context)
+            return opening.open_model(manifest, context)

@@ -20,7 +20,7 @@ from container.engine.runners import Up
 from container.handler import Context
 from container.memory.blocks import Blocks
 from container.memory.ledger import Segment
-from container.model import pipeline
+from container.model import opening
 from container.model.dispatch import Dispatcher, Ticket
 
 _Result = TypeVar("_Result")
@@ -30,7 +30,7 @@ _Result = TypeVar("_Result")
 class _Open:
     """A handler that has loaded."""
 
-    opened: pipeline.Opened
+    opened: opening.Opened
     manifest: Manifest
 
 
@@ -63,7 +63,7 @@ class TierRunner:
         """Load the handler over its tensors in RAM; return what the model consists of. Raises ServingError."""
         opened = await self._on(self._loaders, functools.partial(self._load, name, manifest))
         self._open[name] = _Open(opened, manifest)
-        return Up(self.blocks.segments(name), opened.times_ms, pipeline.example_of(opened.handler))
+        return Up(self.blocks.segments(name), opened.times_ms, opening.example_of(opened.handler))
 
     async def lift(self, name: str) -> None:
         """Copy to the device, then accept requests. Raises NoRun; then nothing of it is there."""
@@ -116,7 +116,7 @@ class TierRunner:
             await asyncio.wait([task])
             raise
 
-    def _load(self, name: str, manifest: Manifest) -> pipeline.Opened:
+    def _load(self, name: str, manifest: Manifest) -> opening.Opened:
         context = Context(
             name,
             self.blocks.device.compute,
@@ -125,6 +125,6 @@ class TierRunner:
             properties={"model_dir": manifest.model_dir},
         )
         with log.bind(model=name):
-            opened = pipeline.open_model(manifest, context)
+            opened = opening.open_model(manifest, context)
         self.blocks.rest(name)
         return opened

@@ -27,7 +27,7 @@ from container.errors import BadRequest, Failure, ModelExists, ModelNotFound, Se
 from container.handler import Context, Weights
 from container.host.output import capture_output
 from container.lifeline import die_with_parent
-from container.model import guard, pipeline, watch
+from container.model import guard, opening, watch
 from container.model.dispatch import Dispatcher, Ticket
 from container.model.lanes import Lanes
 from container.payload import Payload
@@ -46,7 +46,7 @@ LOAD_S = 345.0
 class _Guest:
     """A loaded archive."""
 
-    opened: pipeline.Opened
+    opened: opening.Opened
     url: str
 
 
@@ -117,17 +117,17 @@ class Child:
         self._dispatcher.open(
             request.name, opened.handler, batch.max_size, batch.max_delay_ms, manifest.settings.timeout_s
         )
-        return m.Loaded(request.id, opened.bytes, opened.times_ms, pipeline.example_of(opened.handler))
+        return m.Loaded(request.id, opened.bytes, opened.times_ms, opening.example_of(opened.handler))
 
     async def attach(self, request: m.Attach, respond: Respond) -> m.Loaded:
         """Refuse: only the engine's models are attached to."""
         raise BadRequest("models are attached to at the engine, not in the process of their code")
 
-    def _open(self, manifest: Manifest, context: Context) -> pipeline.Opened:
+    def _open(self, manifest: Manifest, context: Context) -> opening.Opened:
         self._loading.enter("load", context.name, LOAD_S)
         try:
             with log.bind(model=context.name):
-                return pipeline.open_model(manifest, context)
+                return opening.open_model(manifest, context)
         finally:
             self._loading.leave()
 

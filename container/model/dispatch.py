@@ -17,7 +17,8 @@ import msgspec
 from container.errors import Failure, Restarting
 from container.handler import Handler, Parts
 from container.model import pipeline, queues
-from container.model.lanes import Job, Lanes, Results
+from container.model.lanes import Job, Lanes
+from container.model.pipeline import Results
 from container.payload import Payload
 
 #: A model whose last QUICK_RUNS batches all stayed under QUICK_S runs on the event loop itself: handing a no-op to

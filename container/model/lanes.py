@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from container import log
-from container.errors import Failure, Internal
+from container.errors import Internal
 from container.handler import Parts
 from container.model import watch
-from container.payload import Payload
+from container.model.pipeline import Results
 
 _log = log.get(__name__)
 
@@ -29,8 +29,6 @@ SLICE_S = 0.02
 
 #: Where lanes of tests and tools write, whom nobody watches.
 _NO_SLOT = watch.Slot(mmap.mmap(-1, mmap.PAGESIZE), 0, 0)
-
-Results = list[tuple[int, Payload | Failure]]
 
 
 @dataclass(slots=True)

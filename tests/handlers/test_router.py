@@ -14,8 +14,8 @@ from container.archive.manifest import Manifest
 from container.archive.tasks import names
 from container.errors import BadAnswer, BadArchive, BadInput, Failure
 from container.handler import Context, Handler, Parts, Ready
-from container.model import pipeline
-from container.model.pipeline import example_of
+from container.model import opening, pipeline
+from container.model.opening import example_of
 from container.model.resolve import place_of
 from container.payload import Payload
 from handlers.router import Member, Router
@@ -168,7 +168,7 @@ def test_an_archive_of_models_is_one_model_with_a_router(archive: Path) -> None:
     assert (manifest.kind, manifest.task, place_of(manifest)) == ("tasks", "router", "guests")
     assert list(manifest.tasks) == ["first", "second", "vectors"]
     assert manifest.weights_bytes == manifest.tasks["vectors"].weights_bytes > 0
-    opened = pipeline.open_model(manifest, Context("several"))
+    opened = opening.open_model(manifest, Context("several"))
     try:
         handler = opened.handler
         assert opened.bytes > 0 and "vectors.load" in opened.times_ms
@@ -201,7 +201,7 @@ def test_the_selector_may_have_another_name(archive: Path) -> None:
     (archive / "berth.json").write_text('{"options": {"selector": "kind"}, "timeout_s": 9}')
     manifest = describe(archive)
     assert manifest.settings.timeout_s == 9
-    opened = pipeline.open_model(manifest, Context("several"))
+    opened = opening.open_model(manifest, Context("several"))
     try:
         assert ask(opened.handler, {"kind": "first"})["model"] == "the first"
         assert ask(opened.handler, {"process": "second"})["model"] == "the second"
@@ -225,7 +225,7 @@ def test_what_the_parts_wish_is_granted_to_the_whole_and_two_environments_are_no
 def test_a_part_that_does_not_open_is_named_and_the_others_are_closed(archive: Path) -> None:
     write_script(archive / "third", "def model_fn(d):\n    raise OSError('no adapter')\ndef predict_fn(d, m): ...")
     with pytest.raises(Exception, match=r"in third/: .*no adapter"):
-        pipeline.open_model(describe(archive), Context("several"))
+        opening.open_model(describe(archive), Context("several"))
     (archive / "third" / "berth.json").write_text('{"tasc": 1}')
     with pytest.raises(BadArchive, match=r"unknown key tasc"):
         describe(archive)
@@ -241,7 +241,7 @@ def test_a_folder_that_is_no_model_among_several_is_named(archive: Path) -> None
 def test_a_handler_class_reads_its_requests_as_they_were_sent(tmp_path: Path) -> None:
     write_handler(tmp_path / "echo", ECHO)
     tiny_bert(tmp_path / "vectors")
-    opened = pipeline.open_model(describe(tmp_path), Context("several"))
+    opened = opening.open_model(describe(tmp_path), Context("several"))
     try:
         assert ask(opened.handler, {"task": "echo", "input": 1}) == {"task": "echo", "input": 1}
     finally:

@@ -9,7 +9,7 @@ from archives_at_hand import ARCHIVES, script
 
 from container.archive.manifest import Manifest
 from container.handler import Context
-from container.model import guard, imports, pipeline
+from container.model import guard, imports, opening
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def opened():
 
     def open_one(what, name="model", device="cpu", **more):
         manifest = what if isinstance(what, Manifest) else script(what, **more)
-        models.append(pipeline.open_model(manifest, Context(name, device)))
+        models.append(opening.open_model(manifest, Context(name, device)))
         return models[-1]
 
     yield open_one

@@ -82,7 +82,7 @@ def test_exported_graphs_are_served_by_the_tensors_task_and_never_in_the_engine(
 
 def test_a_host_child_imports_no_torch_transformers_or_flask():
     code = (
-        "import sys, container.host.child, container.model.pipeline, container.archive.describe\n"
+        "import sys, container.host.child, container.model.opening, container.archive.describe\n"
         "print(sorted({'torch', 'transformers', 'flask', 'tokenizers', 'handlers', 'PIL'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

@@ -9,7 +9,7 @@ from archives_at_hand import results
 from container.archive.describe import describe
 from container.errors import BadArchive, Failure, LoadFailed, OutOfMemory
 from container.handler import Context
-from container.model import pipeline, workdir
+from container.model import opening, workdir
 from container.payload import Payload
 
 FUNCTION = """
@@ -143,7 +143,7 @@ def opened():
     def open_one(folder, **told):
         manifest = describe(folder, **told)
         properties = {"batch_size": manifest.settings.batch.max_size}
-        models.append(pipeline.open_model(manifest, Context("served", "cpu", properties=properties)))
+        models.append(opening.open_model(manifest, Context("served", "cpu", properties=properties)))
         return models[-1].handler
 
     yield open_one
