@@ -34,10 +34,11 @@ class Engine:
                 self.held.append((request, respond))
                 return
             case "tells_word_by_word" | "breaks_off" | "never_ends":
+                if request.model == "never_ends":  # held before its first word: who has read that may release it
+                    self.held.append((request, respond))
                 for word in payload.body.split():
                     respond(m.Chunk(request.id, Payload(word + b" ", "text/event-stream", headers={"X-Fine": "yes"})))
                 if request.model == "never_ends":
-                    self.held.append((request, respond))
                     return
                 result = Payload(b"end") if request.model == "tells_word_by_word" else Failure("model.failed", "oh")
             case "answers_a_lot":
