@@ -40,6 +40,7 @@ def size_bytes(text: str) -> int:
 
 def _switch(*allowed: str) -> Callable[[str], str]:
     def read(text: str) -> str:
+        """Return ``text`` if it is one of those allowed. Raises ValueError."""
         if text not in allowed:
             raise ValueError("one of " + ", ".join(allowed))
         return text
@@ -57,6 +58,7 @@ def _true_false(text: str) -> bool:
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def read(text: str) -> int:
+        """Return the number. Raises ValueError outside the range."""
         if not re.fullmatch(r"\d+", text.strip()) or not low <= int(text) <= high:
             raise ValueError(f"a whole number from {low} to {high}")
         return int(text)

@@ -132,6 +132,7 @@ class Summarization(Handler):
         found: list[list[dict[str, str]]] = [[] for _ in batch]
 
         def take(run: tuple[list[int], list[str]]) -> None:
+            """Put the texts of one run into their places."""
             for place, text in zip(*run, strict=True):
                 found[place].append({"summary_text": text})
 

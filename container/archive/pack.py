@@ -30,10 +30,12 @@ class _Hashing:
         self.sha256 = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
+        """Hash ``data`` and write it; return the bytes written."""
         self.sha256.update(data)
         return self._file.write(data)
 
     def flush(self) -> None:
+        """Write out what the file has buffered."""
         self._file.flush()
 
 

@@ -63,9 +63,11 @@ class _Source:
         self.last = b""
 
     def tell(self) -> int:
+        """Return how many decompressed bytes have been read."""
         return self._at
 
     def seek(self, to: int) -> int:
+        """Read on to decompressed byte ``to``. Raises BadArchive if that lies behind, or after the end."""
         if to < self._at:
             raise BadArchive("the archive is corrupt: a header points backwards")
         while self._at < to:
@@ -74,6 +76,7 @@ class _Source:
         return to
 
     def read(self, size: int) -> bytes:
+        """Return ``size`` decompressed bytes, less only at the end. Raises BadArchive: broken, or over a limit."""
         if not 0 <= size <= self.quota:
             raise BadArchive(f"the archive is corrupt: headers of one member are over {_HEADER_BYTES} bytes")
         data = b""

@@ -93,6 +93,7 @@ class Calls:
         self._queued_bytes += size
 
         def settle(result: Payload | Failure) -> None:
+            """Answer the caller, with everything counted before."""
             # All bookkeeping before the answer, so that whoever gets it may call again at once.
             self._tickets.pop(key, None)
             self._queued_bytes -= size
@@ -104,6 +105,7 @@ class Calls:
             respond(m.Answer(request.id, result))
 
         def part(piece: Payload) -> None:
+            """Send a piece of the answer."""
             # From its first piece on, an answer has the platform's longer time, if it does not stall.
             ticket.deadline_s = min(time.monotonic() + timeout_s, now + STREAM_S)
             respond(m.Chunk(request.id, piece))
@@ -143,6 +145,7 @@ class Calls:
         answer = ticket.settle
 
         def settle(result: Payload | Failure) -> None:
+            """Count the request as done and answer it; one that ran out of memory may be kept for a second try."""
             if isinstance(result, Failure) and result.code == OutOfMemory.code and self._starve(model, ticket):
                 return
             model.in_flight -= 1
@@ -151,6 +154,7 @@ class Calls:
             self.settled(model)
 
         def give_back(ticket: Ticket) -> None:
+            """Let ``ticket`` wait again: its model has to come up anew before it can be answered."""
             ticket.renew()
             ticket.settle = answer
             model.in_flight -= 1

@@ -127,6 +127,7 @@ class ChildRunner:
         self._in_flight[name] = self._in_flight.get(name, 0) + 1
 
         def on_result(result: Payload | Failure) -> None:
+            """Settle the ticket unless nobody waits for it any more."""
             self._in_flight[name] -= 1
             if not ticket.dropped:
                 ticket.dropped = True
@@ -136,6 +137,7 @@ class ChildRunner:
         cancel = client.forward(name, ticket.payload, ticket.deadline_s, on_result, part, ticket.most)
 
         def on_drop() -> None:
+            """Tell the child that nobody waits; called once, instead of ``on_result``."""
             cancel()  # no result will come; if it already runs, the child itself waits for its end before an unload
             self._in_flight[name] -= 1
 

@@ -159,6 +159,7 @@ def _ports(triton: Triton | None) -> tuple[str, list[m.Port], list[m.Port]]:
     rows = [-1] if triton.max_batch_size else []
 
     def ports(specs: list[TensorSpec]) -> list[m.Port]:
+        """Return each tensor with its whole shape; -1 is any number."""
         return [m.Port(spec.name, spec.datatype, rows + spec.dims) for spec in specs]
 
     return triton.version, ports(triton.inputs), ports(triton.outputs)

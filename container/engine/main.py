@@ -130,6 +130,7 @@ class Parts:
         blocks = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS, watch.BLOCK))
 
         def child(name: str, python: str = sys.executable, *, again: bool = False) -> ChildRunner:
+            """Return the runner of a new child, not started yet; ``again``: it is started anew whenever it dies."""
             process = ChildProcess(name, settings.run_dir, compute, next(blocks), python)
             made = ChildRunner(process, page, again=again)
             made.on_lost = lambda names, inside, status: self.quarantine.on_lost(names, inside, how(status))
@@ -141,6 +142,7 @@ class Parts:
         self.quarantine = Quarantine(self.models, self.residence, self.calls, tell)
 
         def runner_of(manifest: Manifest) -> Runner:
+            """Return who runs the model of ``manifest``."""
             place = resolve.place_of(manifest)
             if place == "own" or (place == "guests" and self.quarantine.needs_own_process(manifest.model_dir)):
                 return self.own

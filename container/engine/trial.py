@@ -209,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with os.fdopen(options.events, "wb", buffering=0) as events:
 
         def tell(event: Event) -> None:
+            """Write ``event`` as one JSON line."""
             events.write(msgspec.json.encode(event) + b"\n")
 
         uvloop.run(_run(settings, tell))

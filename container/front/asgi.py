@@ -220,6 +220,7 @@ class App:
             self._pages = await loop.run_in_executor(None, _build_pages, self._client, self.requests, loop)
 
         async def counted(message: dict[str, Any]) -> None:
+            """Count the answer of a page by its status."""
             if message["type"] == "http.response.start":
                 self.requests.add(routes.PAGE, message["status"])
             await send(message)
@@ -279,6 +280,7 @@ def create_app(client: Client, settings: Settings) -> App:
 
 def _task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     def tell(task: asyncio.Task[None]) -> None:
+        """Log what ended the task, if it was not cancelled."""
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("background work ended", exc_info=error)
 

@@ -52,6 +52,7 @@ class _Figures(Collector):
         self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
+        """Yield each family with its samples, as prometheus_client's collectors do."""
         histograms = {name.removesuffix("_bucket") for name, _, _ in self._figures if name.endswith("_bucket")}
         families: dict[_Family, Metric] = {}
         for name, labels, value in self._figures:

@@ -71,6 +71,7 @@ class Child:
         key = (respond, request.id)
 
         def settle(result: Payload | Failure) -> None:
+            """Answer the engine."""
             self._tickets.pop(key, None)
             respond(m.Answer(request.id, result))
 
@@ -175,6 +176,7 @@ def _opener(device: str) -> Callable[[Path], Weights] | None:
         return None
 
     def open_weights(folder: Path) -> Weights:
+        """Return the tensors of the checkpoint under ``folder``, on the device."""
         from container.nets import checkpoint  # torch, which this process has only if an archive needs it
 
         return {name: tensor.to(device) for name, tensor in checkpoint.read(folder).items()}

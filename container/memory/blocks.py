@@ -334,6 +334,7 @@ class Blocks:
         region = self.on_device if tier is Tier.DEVICE else self.host
 
         def of_slot(slot: Slot) -> float | None:
+            """Return the cost of the block in ``slot``, None where nothing may be displaced."""
             block = self._blocks.get(slot.tag)
             users = set() if block is None else block.device_users if tier is Tier.DEVICE else block.host_users
             return cost(set(users), slot.bytes) if users else None

@@ -42,12 +42,15 @@ class _Flag:
             self._flag.set()
 
     def query(self) -> bool:
+        """Return whether the copy is done."""
         return self._flag.is_set()
 
     def synchronize(self) -> None:
+        """Wait until the copy is done."""
         self._flag.wait()
 
     def set(self) -> None:
+        """Say that the copy is done."""
         self._flag.set()
 
 

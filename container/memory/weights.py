@@ -328,6 +328,7 @@ def _serve(tensors: dict[str, torch.Tensor], dtype: str, device: str) -> tuple[d
     """Return the tensors as they are served on ``device``, the bytes they take, and whether any stayed where it was."""
 
     def served(tensor: torch.Tensor) -> torch.dtype:
+        """Return the dtype that ``tensor`` is served in."""
         stored = _STORED.get(tensor.dtype, "")
         return TORCH[serving_dtype(stored, dtype, device)] if stored else tensor.dtype
 

@@ -129,7 +129,10 @@ def _fit(toolkit: ModuleType, settings: Settings, folder: Path) -> None:
     toolkit._retry_retrieve_mms_server_process = _java  # type: ignore[attr-defined]
 
     def add_sigterm_handler(java: psutil.Process) -> None:
+        """Take the place of the toolkit's: SIGTERM drains before Java is ended."""
+
         def end(number: int, frame: FrameType | None) -> None:
+            """Drain, then end Java."""
             _drain(settings)
             java.terminate()
 

@@ -269,6 +269,7 @@ class _Ferry:
         self._local = threading.local()
 
     def go(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the inputs of a call where the weights are; nested calls get theirs as they are."""
         trips: list[Any] = self._local.__dict__.setdefault("trips", [])
         if trips or self.device is None:
             trips.append(None)
@@ -277,13 +278,16 @@ class _Ferry:
         return moved(arguments, self.device), moved(named, self.device)
 
     def back(self, output: Any) -> Any:
+        """Return the output of the call where its inputs came from. Every ``go`` has one."""
         home = self._local.trips.pop()
         return output if home is None or home == self.device else moved(output, home)
 
     def before(self, module: Any, arguments: Any, named: Any) -> Any:
+        """``go`` as torch's forward pre-hook."""
         return self.go(arguments, named)
 
     def after(self, module: Any, arguments: Any, named: Any, output: Any) -> Any:
+        """``back`` as torch's forward hook."""
         return self.back(output)
 
 

@@ -21,6 +21,7 @@ class _Then(SourceFileLoader):
     action: Action
 
     def exec_module(self, module: ModuleType) -> None:
+        """Run the module, then the action."""
         super().exec_module(module)
         self.action(module)
 
@@ -32,6 +33,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Return the spec of a module that has an action, with a loader that takes it; None for all others."""
         action = self.actions.get(fullname)
         spec = PathFinder.find_spec(fullname, path) if action is not None else None
         if action is None or spec is None or not isinstance(spec.loader, SourceFileLoader):

@@ -226,6 +226,7 @@ class Dispatcher:
         station.running += 1
 
         def on_results(results: Results) -> None:
+            """Settle those whose result has come; a result from files that changed meanwhile is not one."""
             if self._gone_stale(station):  # computed from who knows what
                 self._give_back([tickets[index] for index, _ in results])
                 return
@@ -235,6 +236,7 @@ class Dispatcher:
                     ticket.end(result)
 
         def on_parts(parts: Parts) -> None:
+            """Hand pieces of answers on."""
             if self._gone_stale(station):
                 return
             for index, piece in parts.items():
@@ -242,9 +244,11 @@ class Dispatcher:
                     tickets[index].begin(piece)
 
         def on_drop() -> None:
+            """Note that one caller less waits for the job."""
             job.unwanted += 1
 
         def on_done(busy_s: float) -> None:
+            """Count the batch and learn from its time."""
             station.running -= 1
             station.item_s += 0.2 * (busy_s / len(tickets) - station.item_s)
             station.quick_runs = station.quick_runs + 1 if busy_s < QUICK_S else 0

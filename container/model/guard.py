@@ -113,10 +113,12 @@ class _Guard:
                 self._has_torch = True
 
     def begin_load(self) -> None:
+        """Put nothing back from now on: an archive loads."""
         with self._lock:
             self._loads += 1
 
     def end_load(self, name: str) -> None:
+        """Put back what the load of ``name`` changed, if no other load is under way."""
         with self._lock:
             self._loads -= 1
         self.restore(name)

@@ -207,6 +207,7 @@ class _SourceLoader(SourceFileLoader):
     home: dict[str, Any]
 
     def exec_module(self, module: ModuleType) -> None:
+        """Run the module with the archive's builtins."""
         module.__dict__["__builtins__"] = self.home
         super().exec_module(module)
 
@@ -220,6 +221,7 @@ class _CompiledLoader(SourcelessFileLoader):
     home: dict[str, Any]
 
     def exec_module(self, module: ModuleType) -> None:
+        """Run the module with the archive's builtins."""
         module.__dict__["__builtins__"] = self.home
         super().exec_module(module)
 
@@ -232,11 +234,13 @@ class _AliasLoader(Loader):
         self._spec: ModuleSpec | None = None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return the private module itself, for both names to mean one."""
         module = _import_module(self._private)
         self._spec = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
+        """Leave the module as it is: it has run under its own name."""
         module.__spec__ = self._spec  # the machinery has just put the alias's there
 
 
@@ -251,11 +255,13 @@ class _Finder(MetaPathFinder):
         self.aliases: set[str] = set()
 
     def install(self) -> None:
+        """Stand in front of Python's own finders, once."""
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
             importlib.import_module = _import_module_at_home
 
     def owner(self, name: str) -> Namespace | None:
+        """Return the archive that module ``name`` belongs to, None if it is no private one."""
         return self.namespaces.get(name.partition(".")[0])
 
     def serves(self, namespace: Namespace) -> bool:
@@ -265,6 +271,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Return the spec of a private module, or of a bare name of the archive that is loading here; else None."""
         owner = self.owner(fullname)
         if owner is not None:
             return owner.spec(fullname, path)

@@ -105,6 +105,7 @@ def soften(main: ModuleType) -> None:
     run = main.main
 
     def soft_main(args: list[str] | None = None) -> int:
+        """``pip`` that returns 0 where it would change packages."""
         if args is not None and not _CHANGES.isdisjoint(args):
             _report(["pip", *args])
             return 0

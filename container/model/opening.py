@@ -66,6 +66,7 @@ class _Opening:
             return context
 
         def open_weights(folder: Path) -> Weights:
+            """Open the weights and remember them."""
             self.weights.append(opener(folder))
             return self.weights[-1]
 
@@ -124,6 +125,7 @@ def _open(opening: _Opening, context: Context) -> Opened:
     gone = adopt.watch(opening.everything(handler)) if namespace is not None else None
 
     def close() -> None:
+        """Drop the model and its modules."""
         vars(handler).clear()  # whoever still has the handler no longer has the model
         opening.weights.clear()
         attempt.forget(context.name)
@@ -140,6 +142,7 @@ def _open_tasks(manifest: Manifest, context: Context) -> Opened:
     parts: dict[str, Opened] = {}
 
     def close() -> None:
+        """Close each part."""
         for part in parts.values():
             part.close()
 

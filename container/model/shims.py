@@ -25,6 +25,7 @@ def read_vocabulary_files(tokenizers: ModuleType) -> None:
     base = tokenizers.TokenizersBackend
 
     def init_subclass(cls: Any, /, **options: Any) -> None:
+        """Let a tokenizer that is defined later read files, too."""
         super(base, cls).__init_subclass__(**options)
         _wrap(cls)
 
@@ -45,6 +46,7 @@ def _wrap(kind: Any) -> None:
 
     @functools.wraps(init)
     def with_files(self: Any, *given: Any, **named: Any) -> None:
+        """``__init__`` that reads the files it is given by keyword."""
         vocabulary = named.get("vocab_file")
         read_already = given or named.get("vocab") is not None or named.get("tokenizer_file") is not None
         if not read_already and isinstance(vocabulary, str) and vocabulary.endswith((".json", ".txt")):
@@ -65,6 +67,7 @@ def refuse_dropped_tasks(pipelines: ModuleType) -> None:
 
     @functools.wraps(make)
     def pipeline(task: Any = None, *given: Any, **named: Any) -> Any:
+        """``transformers.pipeline`` that refuses tasks which are gone."""
         if task in DROPPED and task not in known:
             raise LoadFailed(
                 f"the server's transformers no longer has pipeline({task!r}); name transformers<5 in "

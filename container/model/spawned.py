@@ -26,6 +26,7 @@ def carry(spawn: ModuleType) -> None:
         return
 
     def get_preparation_data(name: str) -> dict[str, Any]:
+        """Return what the parent sends first, with the archives' packages."""
         return {**prepare(name), "berth": _Packages()}
 
     vars(get_preparation_data)["berth"] = _Packages()

@@ -133,6 +133,7 @@ def _padded(batch: int, length: int, heads: int, mask: Tensor | None) -> _Attend
     allowed = None if mask is None else mask.bool()[:, None, None, :]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the mixed values of rows of one padded length."""
         q, k, v = (each.view(batch, length, heads, -1).transpose(1, 2) for each in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         return mixed.transpose(1, 2).reshape(batch * length, -1)
@@ -144,6 +145,7 @@ def _grouped(groups: Sequence[Group], heads: int) -> _Attend:
     sizes = [count * length for count, length in groups]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the mixed values of rows that stand one after another, group by group, without padding."""
         mixed = []
         for (count, length), *parts in zip(groups, *(each.split_with_sizes(sizes) for each in (q, k, v)), strict=True):
             a, b, c = (part.view(count, length, heads, -1).transpose(1, 2) for part in parts)

@@ -182,6 +182,7 @@ def prefill(
     heads, first = layout.config.n_head, len(cache.lengths)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the mixed values of new prompts, whose keys and values go into the cache."""
         mixed, row, start = q.new_zeros(q.shape), first, 0
         for count, length in groups:
             tokens = slice(start, start + count * length)
@@ -210,6 +211,7 @@ def step(weights: Weights, layout: Layout, tokens: Tensor, cache: KvCache) -> Te
     allowed = None if even else (torch.arange(longest, device=tokens.device) <= places[:, None])[:, None, None]
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the mixed values of one new token a row, over all that the cache holds of the row."""
         keys, values = cache.keys[layer], cache.values[layer]
         for kept, new in ((keys, k), (values, v)):
             if even:

@@ -76,11 +76,13 @@ class _Names:
         self.shapes: dict[str, tuple[int, ...]] = {}
 
     def conv(self, name: str, into: int, out: int, kernel: int, stride: int) -> Conv:
+        """Note the tensors of one convolution with its norm and return it."""
         keys = (f"{name}.convolution.weight", *(f"{name}.{part}" for part in _NORM))
         self.shapes |= {keys[0]: (out, into, kernel, kernel)} | dict.fromkeys(keys[1:], (out,))
         return Conv(keys, stride)
 
     def block(self, name: str, config: Config, into: int, out: int, stride: int) -> Block:
+        """Note the tensors of one residual block and return it."""
         shortcut = self.conv(f"{name}.shortcut", into, out, 1, stride) if into != out or stride != 1 else None
         if config.layer_type == "basic":
             plan = [(into, out, 3, stride), (out, out, 3, 1)]

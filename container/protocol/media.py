@@ -37,6 +37,7 @@ class _Range(NamedTuple):
         return 0 if self.type == "*/*" else 1 if self.type.endswith("/*") else 2
 
     def covers(self, media: str) -> bool:
+        """Return whether a media type, in lower case and without parameters, falls under this range."""
         return self.type in (media, "*/*") or (self.type.endswith("/*") and media.startswith(self.type[:-1]))
 
 

@@ -47,9 +47,11 @@ class _Link(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
         self.transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
+        """Hand each whole reply on; bytes that are no frame end the connection."""
         try:
             for reply in self._reader.feed(data):
                 self._on_reply(reply)
@@ -59,6 +61,7 @@ class _Link(asyncio.Protocol):
                 self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the client that its engine is gone."""
         self.transport = None
         self._on_lost()
 
@@ -166,6 +169,7 @@ class Client:
         request_id = next(self._ids)
 
         def resolve(reply: m.Reply) -> None:
+            """Hand on a piece of the answer, or its end."""
             if on_part is not None and isinstance(reply, m.Chunk):
                 on_part(reply.part)
             else:

@@ -34,9 +34,11 @@ class _Connection(asyncio.Protocol):
         self._name = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
         self.transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
+        """Take each whole request; bytes that are no frame end the connection."""
         try:
             for request in self._reader.feed(data):
                 self._main._take(request, self)
@@ -46,6 +48,7 @@ class _Connection(asyncio.Protocol):
                 self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the peer; with its main connection goes all that it asked for."""
         if self._main is self:
             self._service.gone(self.reply)
             for task in self._tasks:
