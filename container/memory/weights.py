@@ -327,13 +327,12 @@ def _load_pickle(path: Path) -> Any:
 def _serve(tensors: dict[str, torch.Tensor], dtype: str, device: str) -> tuple[dict[str, torch.Tensor], int, bool]:
     """Return the tensors as they are served on ``device``, the bytes they take, and whether any stayed where it was."""
 
-    def served(tensor: torch.Tensor) -> torch.dtype:
-        """Return the dtype that ``tensor`` is served in."""
+    def _served(tensor: torch.Tensor) -> torch.dtype:
         stored = _STORED.get(tensor.dtype, "")
         return TORCH[serving_dtype(stored, dtype, device)] if stored else tensor.dtype
 
-    move = tensors if device != "cpu" else {n: t for n, t in tensors.items() if served(t) != t.dtype}
-    packed = pack(move, device, served)
+    move = tensors if device != "cpu" else {n: t for n, t in tensors.items() if _served(t) != t.dtype}
+    packed = pack(move, device, _served)
     rest = {name: tensor for name, tensor in tensors.items() if name not in move}
     mapped = {(tensor.data_ptr(), tensor.nbytes) for tensor in rest.values()}
     total = packed.block.numel() + sum(nbytes for _, nbytes in mapped)

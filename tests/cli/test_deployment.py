@@ -6,7 +6,7 @@ import dataclasses
 
 import botocore.session
 import pytest
-from botocore.validate import validate_parameters
+from botocore.validate import ParamValidator
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,7 +104,8 @@ def test_every_call_is_one_that_botocore_knows(
     for call in [*deployment.steps(wish, NOTHING), *deployment.steps(wish, changed), *deployment.scaling(wish)]:
         model = _services(call.service)
         shape = model.operation_model("".join(word.title() for word in call.operation.split("_"))).input_shape
-        validate_parameters(call.arguments, shape)
+        report = ParamValidator().validate(call.arguments, shape)
+        assert not report.has_errors(), report.generate_report()
 
 
 def test_the_listed_instances_and_the_newest_ami_exist_in_botocore() -> None:

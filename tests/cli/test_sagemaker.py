@@ -102,7 +102,9 @@ def test_an_update_is_one_call_with_the_new_configuration() -> None:
     )
     with session.playing():
         found = sagemaker.look(session.client("sagemaker"), bigger)
-        sagemaker.carry_out(session, deployment.steps(bigger, found), dry_run=False)
+        steps = deployment.steps(bigger, found)
+        sagemaker.carry_out(session, steps, dry_run=False)
+    assert [step.operation for step in steps] == ["create_endpoint_config", "update_endpoint"]
 
 
 def test_a_validation_error_that_is_no_absence_is_not_taken_for_one() -> None:

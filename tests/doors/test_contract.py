@@ -44,7 +44,7 @@ def input_fn(body, content_type):
 """
 
 
-def refused(answer: httpx.Response, status: int, reason: str, *words: str) -> None:
+def check_refused(answer: httpx.Response, status: int, reason: str, *words: str) -> None:
     """The engine's errors are told in the same words at both doors."""
     body = answer.json()
     assert (answer.status_code, body["code"], body["reason"]) == (status, status, reason), body
@@ -123,12 +123,12 @@ def test_content_types_in_and_accept_out(server: Server, content_type: str) -> N
 def test_the_callers_own_mistakes_are_told_in_the_same_words(server: Server) -> None:
     write_handler(server.folder("fine"), ECHO)
     server.load("fine").raise_for_status()
-    refused(server.invoke("fine", b'{"inputs": '), 400, "request.malformed", "JSON")
-    refused(server.invoke("fine", b""), 400, "request.malformed", "empty")
-    refused(server.invoke("fine", b"x", content_type="application/x-unheard-of"), 415, "request.media_type")
+    check_refused(server.invoke("fine", b'{"inputs": '), 400, "request.malformed", "JSON")
+    check_refused(server.invoke("fine", b""), 400, "request.malformed", "empty")
+    check_refused(server.invoke("fine", b"x", content_type="application/x-unheard-of"), 415, "request.media_type")
     form = server.invoke("fine", b"a=b", content_type="application/x-www-form-urlencoded")
-    refused(form, 415, "request.media_type", "-H", "application/json")
-    refused(server.invoke("fine", [1], accept="video/mp4"), 406, "request.not_acceptable")
+    check_refused(form, 415, "request.media_type", "-H", "application/json")
+    check_refused(server.invoke("fine", [1], accept="video/mp4"), 406, "request.not_acceptable")
     answer = server.invoke("fine", [1], x_amzn_sagemaker_inference_id="call-7")
     assert answer.headers["x-amzn-sagemaker-inference-id"] == "call-7"
 
@@ -136,11 +136,11 @@ def test_the_callers_own_mistakes_are_told_in_the_same_words(server: Server) -> 
 def test_a_model_that_fails_is_told_with_its_own_message(server: Server) -> None:
     write_handler(server.folder("raises"), ECHO.replace("return batch", "raise ValueError('not today')"))
     server.load("raises").raise_for_status()
-    refused(server.invoke("raises", 1), 500, "model.failed", "not today")
+    check_refused(server.invoke("raises", 1), 500, "model.failed", "not today")
     slow = "import time\n" + ECHO.replace("return batch", "time.sleep(2)\n        return batch")
     write_handler(server.folder("sleeps"), slow, timeout_s=0.5, isolation="own")  # its process is killed
     server.load("sleeps").raise_for_status()
-    refused(server.invoke("sleeps", 1), 504, "model.timeout", "timeout_s")
+    check_refused(server.invoke("sleeps", 1), 504, "model.timeout", "timeout_s")
 
 
 def test_loads_that_fail_leave_the_name_free(server: Server, expected: Expected, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def theirs(path):
     return scores
 
 
-def same(found, wanted):
+def check_same(found, wanted):
     assert [each["label"] for each in found] == [each["label"] for each in wanted]
     assert np.allclose([each["score"] for each in found], [each["score"] for each in wanted], atol=1e-5)
 
@@ -88,7 +88,7 @@ def same(found, wanted):
 )
 def test_image_bytes_of_every_kind_are_classified_as_transformers_does(ours, theirs, image, kind, content_type):
     raw = encoded(image, kind)
-    same(ask(ours, raw, content_type), theirs(Image.open(io.BytesIO(raw)).convert("RGB"))[:5])
+    check_same(ask(ours, raw, content_type), theirs(Image.open(io.BytesIO(raw)).convert("RGB"))[:5])
 
 
 def test_base64_alone_in_a_list_and_as_a_data_url(ours):
@@ -98,7 +98,7 @@ def test_base64_alone_in_a_list_and_as_a_data_url(ours):
     assert ask(ours, {"inputs": text}) == wanted
     assert ask(ours, {"inputs": "data:image/png;base64," + text}) == wanted
     both = ask(ours, {"inputs": [text, base64.b64encode(encoded(picture(seed=1))).decode()]})
-    same(both[0], wanted)
+    check_same(both[0], wanted)
     assert len(both) == 2
 
 
@@ -117,7 +117,7 @@ def test_arrays_of_whole_numbers_are_treated_as_images(ours):
     assert ask(ours, {"inputs": array.tolist()}) == wanted
     batch = ask(ours, npy(np.stack([array, array])), "application/x-npy")
     assert len(batch) == 2
-    same(batch[1], wanted)
+    check_same(batch[1], wanted)
     out = io.BytesIO()
     np.savez(out, image=array)
     assert ask(ours, out.getvalue(), "application/x-npz") == wanted
@@ -126,7 +126,7 @@ def test_arrays_of_whole_numbers_are_treated_as_images(ours):
 def test_arrays_of_fractions_go_to_the_network_as_they_are(ours):
     image = picture()
     prepared = Preprocessor.read(CONVNEXT)(image)
-    same(ask(ours, {"inputs": prepared.tolist()}), ask(ours, encoded(image), "image/png"))
+    check_same(ask(ours, {"inputs": prepared.tolist()}), ask(ours, encoded(image), "image/png"))
 
 
 def test_a_photograph_is_turned_as_its_exif_says(ours):
@@ -147,7 +147,7 @@ def test_requests_in_a_batch_get_their_own_answers(ours):
     asked = [payload(encoded(picture(40 + seed, 60, seed=seed)), "image/png") for seed in range(20)]
     requests = [ours.decode(each) for each in asked]
     for request, output in zip(requests, ours.predict(requests), strict=True):
-        same(output, ours.predict([request])[0])
+        check_same(output, ours.predict([request])[0])
     assert ours.size(requests[0]) == 1
 
 
@@ -308,7 +308,7 @@ def test_another_family_is_served_by_transformers(tmp_path):
     handler = loaded(ImageClassification(), tmp_path)
     assert (handler.reentrant, ImageClassification.native(tmp_path)) == (False, False)
     pipe = transformers.pipeline("image-classification", model=str(tmp_path), device="cpu")
-    same(ask(handler, encoded(picture()), "image/png"), pipe(picture()))
+    check_same(ask(handler, encoded(picture()), "image/png"), pipe(picture()))
 
 
 def test_our_own_network_needs_no_transformers(path):

@@ -51,8 +51,8 @@ def handlers(tmp_path_factory):
     return [loaded(kind(), make(tmp_path_factory.mktemp(kind.__name__))) for kind, make in made.items()]
 
 
-def answered(handler, request):
-    """Whether ``request`` was answered; a refusal must be one of ours and say something."""
+def check_answer(handler, request):
+    """Return whether ``request`` was answered; a refusal must be one of ours and say something."""
     try:
         value = handler.decode(request)
         assert handler.size(value) >= 1
@@ -71,7 +71,7 @@ def answered(handler, request):
 @given(value=BODIES)
 def test_any_json_is_answered_or_refused(handlers, value):
     for handler in handlers:
-        answered(handler, payload(value))
+        check_answer(handler, payload(value))
 
 
 @USUAL
@@ -81,7 +81,7 @@ def test_any_json_is_answered_or_refused(handlers, value):
 )
 def test_any_text_under_any_content_type_is_answered_or_refused(handlers, text, kind):
     for handler in handlers:
-        answered(handler, payload(text.encode(errors="replace"), kind))
+        check_answer(handler, payload(text.encode(errors="replace"), kind))
 
 
 SEEDS = [encoded(picture(40, 30), kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP")]
@@ -99,7 +99,7 @@ def test_any_damaged_image_is_answered_or_refused(handlers, seed, changes, end):
     for place, new in changes:
         at = int(place * len(raw))
         raw[at : at + len(new)] = new
-    answered(handlers[-1], payload(bytes(raw[: int(end * len(raw)) or 1]), "image/jpeg"))
+    check_answer(handlers[-1], payload(bytes(raw[: int(end * len(raw)) or 1]), "image/jpeg"))
 
 
 @USUAL
@@ -110,8 +110,8 @@ def test_any_damaged_image_is_answered_or_refused(handlers, seed, changes, end):
 def test_any_array_is_answered_or_refused(handlers, shape, dtype):
     values = np.zeros(shape, dtype=dtype).tolist()
     if dtype != "complex64":
-        answered(handlers[-1], payload({"inputs": values}))
+        check_answer(handlers[-1], payload({"inputs": values}))
 
 
 def test_the_examples_are_answered(handlers):
-    assert all(answered(handler, type(handler).example) for handler in handlers)
+    assert all(check_answer(handler, type(handler).example) for handler in handlers)

@@ -27,7 +27,7 @@ def six(path):
     return loaded(TextClassification(), path)
 
 
-def same(found, wanted):
+def check_same(found, wanted):
     assert [each["label"] for each in found] == [each["label"] for each in wanted]
     assert np.allclose([each["score"] for each in found], [each["score"] for each in wanted], atol=1e-5)
 
@@ -36,8 +36,8 @@ def test_answers_are_those_of_the_pipeline_best_first_and_five_at_most(path, six
     pipe = transformers.pipeline("text-classification", model=str(path), device="cpu", top_k=5)
     for found, wanted in zip(ask(six, TEXTS), pipe(TEXTS), strict=True):
         assert len(found) == 5
-        same(found, wanted)
-    same(ask(six, TEXTS[0]), pipe(TEXTS[0])[0] if isinstance(pipe(TEXTS[0])[0], list) else pipe(TEXTS[0]))
+        check_same(found, wanted)
+    check_same(ask(six, TEXTS[0]), pipe(TEXTS[0])[0] if isinstance(pipe(TEXTS[0])[0], list) else pipe(TEXTS[0]))
 
 
 @pytest.mark.parametrize(("top_k", "count"), [(1, 1), (3, 3), (100, 6), (None, 6)])
@@ -48,7 +48,7 @@ def test_top_k_bounds_the_answer(six, top_k, count):
 @pytest.mark.parametrize("function", ["softmax", "sigmoid", "none"])
 def test_the_function_may_be_chosen(path, six, function):
     pipe = transformers.pipeline("text-classification", model=str(path), device="cpu", top_k=None)
-    same(
+    check_same(
         ask(six, {"inputs": TEXTS[1], "top_k": None, "function_to_apply": function}),
         pipe([TEXTS[1]], function_to_apply=function)[0],
     )
@@ -60,7 +60,7 @@ def test_the_function_may_be_chosen(path, six, function):
 def test_the_function_when_nobody_says_is_the_pipelines(tmp_path, changes):
     path = judge(tmp_path, initializer_range=0.2, **changes)
     pipe = transformers.pipeline("text-classification", model=str(path), device="cpu", top_k=None)
-    same(ask(loaded(TextClassification(), path), TEXTS)[0], pipe(TEXTS)[0])
+    check_same(ask(loaded(TextClassification(), path), TEXTS)[0], pipe(TEXTS)[0])
 
 
 def test_pairs_are_judged_together(path, six):
@@ -71,8 +71,8 @@ def test_pairs_are_judged_together(path, six):
     found = ask(six, {"inputs": pair, "top_k": None})
     assert np.allclose([each["score"] for each in found], scores.sort(descending=True).values, atol=1e-5)
     mixed = ask(six, {"inputs": [TEXTS[1], pair, {"text": TEXTS[1]}], "top_k": None})
-    same(mixed[1], found)
-    same(mixed[0], mixed[2])
+    check_same(mixed[1], found)
+    check_same(mixed[0], mixed[2])
 
 
 def test_a_pair_over_the_limit_is_refused_alone(six):
@@ -84,7 +84,7 @@ def test_a_pair_over_the_limit_is_refused_alone(six):
 
 
 def test_a_long_single_text_is_cut(six):
-    same(ask(six, "berth " * 4000), ask(six, "berth " * 400))
+    check_same(ask(six, "berth " * 4000), ask(six, "berth " * 400))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_another_family_is_served_by_transformers(tmp_path):
     assert (handler.reentrant, TextClassification.native(tmp_path)) == (False, False)
     pipe = transformers.pipeline("text-classification", model=str(tmp_path), device="cpu", top_k=5)
     for found, wanted in zip(ask(handler, TEXTS), pipe(TEXTS), strict=True):
-        same(found, wanted)
+        check_same(found, wanted)
 
 
 def test_minilm_is_no_classifier(tmp_path):

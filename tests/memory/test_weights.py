@@ -166,6 +166,10 @@ def test_a_file_that_only_was_read_has_not_changed(folder):
     (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").chmod(0o444)
     weights.check()
+    (folder / "model.safetensors").chmod(0o644)
+    os.utime(folder / "model.safetensors", (1, 1))
+    with pytest.raises(WeightsChanged):  # it would have noticed
+        weights.check()
 
 
 def test_tensors_at_odd_addresses_are_copied_and_right(tmp_path):

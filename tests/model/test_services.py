@@ -310,7 +310,7 @@ def test_one_service_of_the_image_serves_every_archive_that_brings_no_code(archi
         assert json.loads(answer.body) == [f"probability=3.000000, class={name}"]
 
 
-def test_threads_have_working_directories_of_their_own_or_take_turns(tmp_path):
+def check_working_directories(tmp_path):
     folders = [tmp_path / name for name in "abcd"]
     wrong = []
 
@@ -335,6 +335,10 @@ def test_threads_have_working_directories_of_their_own_or_take_turns(tmp_path):
     assert Path.cwd() == before
 
 
+def test_threads_have_working_directories_of_their_own_or_take_turns(tmp_path):
+    check_working_directories(tmp_path)
+
+
 def test_without_the_kernels_leave_threads_take_turns(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir, "_unshare", lambda: False)
-    test_threads_have_working_directories_of_their_own_or_take_turns(tmp_path)
+    check_working_directories(tmp_path)

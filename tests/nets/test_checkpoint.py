@@ -11,7 +11,7 @@ from container.nets import checkpoint, config
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b.bias": torch.ones(4, dtype=torch.bfloat16)}
 
 
-def same(found):
+def check_weights(found):
     assert found.keys() == WEIGHTS.keys()
     assert all(torch.equal(found[name], WEIGHTS[name]) and found[name].dtype is WEIGHTS[name].dtype for name in WEIGHTS)
 
@@ -30,7 +30,7 @@ class RunsCode:
 
 def test_safetensors_are_read(tmp_path):
     save_file(WEIGHTS, tmp_path / "model.safetensors")
-    same(checkpoint.read(tmp_path))
+    check_weights(checkpoint.read(tmp_path))
 
 
 def test_a_checkpoint_in_several_files_is_put_together_by_its_index(tmp_path):
@@ -38,19 +38,19 @@ def test_a_checkpoint_in_several_files_is_put_together_by_its_index(tmp_path):
         save_file({name: WEIGHTS[name]}, tmp_path / f"model-{number}.safetensors")
     index(tmp_path, "model.safetensors", {name: f"model-{number}.safetensors" for number, name in enumerate(WEIGHTS)})
     assert [file.name for file in checkpoint.files(tmp_path)] == ["model-0.safetensors", "model-1.safetensors"]
-    same(checkpoint.read(tmp_path))
+    check_weights(checkpoint.read(tmp_path))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickled_state_dicts_are_read_new_and_old(tmp_path, zipped):
     torch.save({**WEIGHTS, "step": 5}, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    same(checkpoint.read(tmp_path))
+    check_weights(checkpoint.read(tmp_path))
 
 
 def test_safetensors_are_preferred_over_a_pickle_of_the_same_model(tmp_path):
     save_file(WEIGHTS, tmp_path / "model.safetensors")
     (tmp_path / "pytorch_model.bin").write_bytes(b"not even read")
-    same(checkpoint.read(tmp_path))
+    check_weights(checkpoint.read(tmp_path))
 
 
 def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path):
