@@ -49,6 +49,8 @@ class Engine:
         self._attachments = Attachments(models, loading)
         self._metrics = metrics
         self._lasting: set[asyncio.Task[Any]] = set()
+        #: Whether the models that the server was started with are loaded or refused.
+        self.started = False
 
     def invoke(self, request: m.Invoke, respond: Respond) -> None:
         """Queue or run ``request``; whatever is wrong is its answer."""
@@ -113,8 +115,9 @@ class Engine:
         )
 
     async def ready(self, request: m.Ready) -> m.Status:
-        """Return that the engine is up."""
-        return m.Status(request.id, "draining" if self._calls.draining else "ready", self._device, os.getpid())
+        """Return that the engine is up, and whether it is through with the models it was started with."""
+        state = "draining" if self._calls.draining else "ready" if self.started else m.LOADING
+        return m.Status(request.id, state, self._device, os.getpid())
 
     async def stats(self, request: m.Stats) -> m.Figures:
         """Return what is counted and what is where."""

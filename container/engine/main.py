@@ -162,13 +162,22 @@ class Parts:
 
 
 async def _load_first(parts: Parts, first: list[m.Registered], tell: Callable[[m.Control], None]) -> None:
-    """Load what the server was started with; only the single model is worth dying for."""
-    for entry in first:
-        try:
-            await parts.loading.load(m.Load(0, entry.name, entry.url))
-        except ServingError as error:
-            if entry.name == SINGLE:
-                tell(m.Fatal(f"the model in {entry.url} does not load: {error}"))
+    """Load what the server was started with, as many at a time as there are loaders."""
+    free = asyncio.Semaphore(_LOADERS)
+
+    async def load(entry: m.Registered) -> None:
+        async with free:
+            try:
+                await parts.loading.load(m.Load(0, entry.name, entry.url))
+            except ServingError as error:
+                if entry.name == SINGLE:  # the only one worth dying for
+                    tell(m.Fatal(f"the model in {entry.url} does not load: {error}"))
+                    await asyncio.Event().wait()  # never ready: the supervisor ends this process
+
+    for ended in await asyncio.gather(*(load(entry) for entry in first), return_exceptions=True):
+        if ended is not None:
+            _log.error("a model could not be loaded in a way nobody foresaw", exc_info=ended)
+    parts.engine.started = True
 
 
 async def _run(settings: Settings, control: Control, registered: list[m.Registered]) -> None:

@@ -250,7 +250,7 @@ class App:
         work = (
             self._client.connect(),
             self.flights.keep_sweeping(),
-            self.health.wait_for_single_model(),
+            self.health.wait_for_first_models(),
             self._report(),
         )
         self._background = [_task(each) for each in work]

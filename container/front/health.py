@@ -1,8 +1,8 @@
 """What /ping answers, decided from what this process knows already: it never waits for the engine.
 
-Healthy while the engine is connected or was lost less than GRACE_S ago; not before a single model is loaded; not
-when the supervisor has written why into ``<run_dir>/unhealthy``. A broken model of many does not count: the
-platform replaces the whole instance when /ping fails.
+Healthy while the engine is connected or was lost less than GRACE_S ago; not before the models that the server was
+started with are loaded or refused; not when the supervisor has written why into ``<run_dir>/unhealthy``. A broken model
+of many does not count: the platform replaces the whole instance when /ping fails.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ class Health:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
         self._unhealthy = settings.run_dir / "unhealthy"
-        self.single_ready = settings.multi_model or not _has_files(settings.base_dir / "model")
+        single = not settings.multi_model and _has_files(settings.base_dir / "model")
+        self.started = not single and settings.models_dir is None
 
     def reason(self, now: float, *, loading_counts: bool = True) -> str:
         """Return why the instance must not get traffic, "" if it may. now: CLOCK_MONOTONIC seconds.
 
-        loading_counts: a single model that is still being loaded is such a reason.
+        loading_counts: that first models are still being loaded is such a reason.
         """
         try:
             return self._unhealthy.read_text("utf-8", "replace").strip()[:1000] or "unhealthy"
@@ -59,8 +60,8 @@ class Health:
                 return "the engine is starting"
             if now - lost_at >= GRACE_S:
                 return f"the engine has been gone for {now - lost_at:.0f} s"
-        if loading_counts and not self.single_ready:
-            return "the model behind /invocations is being loaded"
+        if loading_counts and not self.started:
+            return "the models that the server was started with are being loaded"
         return ""
 
     def answer(self) -> Answer:
@@ -71,15 +72,15 @@ class Health:
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         return Answer(503 if reason else 200, headers, body)
 
-    async def wait_for_single_model(self) -> None:
-        """Ask the engine for the single model until it is ready; from then on that is remembered."""
-        while not self.single_ready:
+    async def wait_for_first_models(self) -> None:
+        """Ask the engine until it has been through the models it was started with; from then on that is remembered."""
+        while not self.started:
             try:
-                reply = await self._engine.call(m.Describe(0, SINGLE_MODEL))
-                self.single_ready = isinstance(reply, m.Description) and reply.state == "ready"
+                reply = await self._engine.call(m.Ready(0))
+                self.started = isinstance(reply, m.Status) and reply.state != m.LOADING
             except ServingError:
-                pass  # not there yet; the supervisor ends the server if it never will be
-            if not self.single_ready:
+                pass  # the engine died; the next one begins anew with them
+            if not self.started:
                 await asyncio.sleep(_POLL_S)
 
 

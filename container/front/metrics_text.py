@@ -18,9 +18,20 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 #: As the engine names the sum over all fronts.
 REQUESTS = "berth_http_requests_total"
 
-_HELP = {
+#: Family -> what it says; every family that there is has a line here.
+HELP = {
     "berth_http_requests": "HTTP requests by operation and status code",
     "berth_engine_up": "1 while this front is connected to the engine",
+    "berth_invocations": 'Invocations by how they ended: "ok", or the reason that the caller got',
+    "berth_invocation_seconds": "From a call's arrival at the engine to its answer",
+    "berth_load_seconds": "From the order to load a model to its being ready",
+    "berth_memory_bytes": "Bytes of models on a tier: limit, used, reserved, leaving, free, over (a lowered limit)",
+    "berth_shared_bytes": "Bytes on a tier that more than one model uses",
+    "berth_saved_bytes": "Bytes that a tier would hold besides if nothing were shared",
+    "berth_models": "Registered models by the tier that they are on",
+    "berth_promotions": "Rises: models brought up to a tier",
+    "berth_demotions": "Sinkings: models taken down from a tier",
+    "berth_requests_in_flight": "Calls that wait or run",
 }
 _PARTS = ("_bucket", "_sum", "_count")
 
@@ -58,9 +69,8 @@ class _Figures(Collector):
         for name, labels, value in self._figures:
             family = _family(name, histograms)
             if family not in families:
-                families[family] = Metric(
-                    family.name, _HELP.get(family.name, family.name.replace("_", " ")), family.kind
-                )
+                told = HELP.get(family.name, family.name.replace("_", " "))
+                families[family] = Metric(family.name, told, family.kind)
             families[family].add_sample(name, labels, value)
         yield from families.values()
 

@@ -173,6 +173,10 @@ class Description(msgspec.Struct, frozen=True, array_like=True, tag=36):
     outputs: list[Port] = []
 
 
+#: State of an engine that is not yet through the models it was started with.
+LOADING = "loading"
+
+
 class Status(msgspec.Struct, frozen=True, array_like=True, tag=37):
     """The process: its state in a word, its device, its pid."""
 

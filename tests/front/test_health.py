@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from container.errors import ModelNotFound
+from container.errors import Restarting
 from container.front import health
 from container.front.health import Health
 from container.settings import Settings
@@ -14,10 +14,9 @@ from container.wire import messages as m
 from .inside import Stub
 
 
-def health_of(stub: Stub, tmp_path: Path, multi: bool = True) -> Health:
-    environ = {"BERTH_STATE_DIR": str(tmp_path / "s"), "SAGEMAKER_BASE_DIR": str(tmp_path)}
-    environ["SAGEMAKER_MULTI_MODEL"] = str(multi)
-    settings = Settings.read(environ)
+def health_of(stub: Stub, tmp_path: Path, **environ: str) -> Health:
+    folders = {"BERTH_STATE_DIR": str(tmp_path / "s"), "SAGEMAKER_BASE_DIR": str(tmp_path)}
+    settings = Settings.read({"SAGEMAKER_MULTI_MODEL": "true", **folders, **environ})
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     return Health(stub, settings)
 
@@ -51,33 +50,44 @@ def test_the_supervisor_s_note_wins_and_an_empty_one_counts(tmp_path: Path) -> N
 
 
 def test_without_a_model_folder_or_with_an_empty_one_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
-    assert health_of(Stub(), tmp_path, multi=False).single_ready
+    assert health_of(Stub(), tmp_path, SAGEMAKER_MULTI_MODEL="false").started
     (tmp_path / "model").mkdir()
-    assert health_of(Stub(), tmp_path, multi=False).single_ready
+    assert health_of(Stub(), tmp_path, SAGEMAKER_MULTI_MODEL="false").started
 
 
-def test_the_single_model_is_waited_for_until_it_is_ready_once(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    states = iter(["absent", "loading", "ready"])
+def check_waits(tmp_path: Path, **environ: str) -> None:
+    """Unhealthy until the engine says anything but "loading"; an engine that dies meanwhile changes nothing."""
+    states = iter(["dead", "loading", "ready"])
 
-    def describe(request: m.Request) -> m.Reply:
-        assert request == m.Describe(0, "model")
+    def ready(request: m.Request) -> m.Reply:
+        assert request == m.Ready(0)
         state = next(states)
-        if state == "absent":
-            raise ModelNotFound("not yet")
-        return m.Description(0, "model", "", state, "disk", 0)
+        if state == "dead":
+            raise Restarting("not yet", retry_after_s=1.0)
+        return m.Status(0, state)
 
-    checked = health_of(Stub(call=describe), tmp_path, multi=False)
-    assert checked.reason(now=0) == "the model behind /invocations is being loaded"
+    checked = health_of(Stub(call=ready), tmp_path, **environ)
+    assert checked.reason(now=0) == "the models that the server was started with are being loaded"
+    assert checked.reason(now=0, loading_counts=False) == ""
     assert checked.answer().status == 503
     health._POLL_S, before = 0.0, health._POLL_S
     try:
-        asyncio.run(checked.wait_for_single_model())
+        asyncio.run(checked.wait_for_first_models())
     finally:
         health._POLL_S = before
+    assert list(states) == []
     assert checked.answer() == (
         200,
         [(b"content-type", b"application/json"), (b"content-length", b"20")],
         b'{"status":"Healthy"}',
     )
+
+
+def test_the_single_model_is_waited_for_once(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    check_waits(tmp_path, SAGEMAKER_MULTI_MODEL="false")
+
+
+def test_a_folder_of_models_is_waited_for_once(tmp_path: Path) -> None:
+    check_waits(tmp_path, BERTH_MODELS=str(tmp_path))
