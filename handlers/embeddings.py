@@ -22,12 +22,12 @@ from torch import Tensor
 
 from container.errors import BadArchive, BadInput
 from container.handler import Context, Handler
-from container.nets import bert, checkpoint
-from container.nets.config import Unsupported, fields
+from container.nets import bert
+from container.nets.config import fields
 from container.payload import Payload
 from handlers import body
-from handlers.encoders import BertEncoder, Encoder, TransformersEncoder, estimate
-from handlers.steps import in_inference, outcome
+from handlers.encoders import BertEncoder, Encoder, estimate, is_native, open_encoder
+from handlers.steps import in_inference, outcome, shares
 
 Pooling = Literal["mean", "cls", "max", "none"]
 
@@ -114,28 +114,13 @@ class Embeddings(Handler):
     @classmethod
     def native(cls, model_dir: Path) -> bool:
         """Return whether the model is served by our function: without transformers, re-entrant, shareable."""
-        try:
-            bert.read(fields(recipe(model_dir).network))
-        except Unsupported:
-            return False
-        return True
+        return is_native(recipe(model_dir).network)
 
     def load(self, model_dir: Path, context: Context) -> None:
         """See Handler. Raises BadArchive."""
         self._recipe = recipe(model_dir)
-        folder = self._recipe.network
-        try:
-            config = bert.read(fields(folder))
-            weights = (context.open_weights or checkpoint.read)(folder)
-            self._encoder = BertEncoder(folder, weights, bert.layout_of(config, weights))
-            self.reentrant = True
-        except Unsupported:
-            import transformers  # seconds, for these models only
-
-            auto: Any = transformers.AutoModel
-            model = auto.from_pretrained(str(folder), local_files_only=True).eval()
-            self._encoder = TransformersEncoder(folder, model)
-            self.reentrant = False
+        self._encoder = open_encoder(self._recipe.network, context, "AutoModel")
+        self.reentrant = isinstance(self._encoder, BertEncoder)
 
     def decode(self, payload: Payload) -> Request:
         """Return the Request in ``payload``."""
@@ -161,14 +146,8 @@ class Embeddings(Handler):
         runs = self._encoder.hidden(tokens)
         for _ in in_inference(runs, lambda parts: _collect(parts, asked, vectors)):
             yield None
-        answers: list[Any] = []
-        start = 0
-        for request in batch:
-            mine = slice(start, start + len(request.texts))
-            start = mine.stop
-            refused = self._too_long(request, tokens[mine])
-            answers.append(refused or _answer(request, vectors[mine]))
-        yield answers
+        mine = zip(batch, shares(len(request.texts) for request in batch), strict=True)
+        yield [self._too_long(request, tokens[part]) or _answer(request, vectors[part]) for request, part in mine]
 
     def _too_long(self, request: Request, tokens: Sequence[Any]) -> BadInput | None:
         if request.truncate:

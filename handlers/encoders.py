@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from container.handler import Weights
-from container.nets import bert, packing, tokenizer
-from container.nets.config import fields
+from container.handler import Context, Weights
+from container.nets import bert, checkpoint, packing, tokenizer
+from container.nets.config import Unsupported, fields
 
 #: Longer texts are cut before they are tokenised, at this many characters a token that is kept; English has 4 to 5.
 _CHARACTERS_PER_TOKEN = 256
@@ -107,3 +107,29 @@ class TransformersEncoder:
             states = answer["last_hidden_state"]
             lengths = mask.sum(1).tolist()
             yield [bert.Part([index], states[row : row + 1, : lengths[row]]) for row, index in enumerate(order)]
+
+
+def is_native(folder: Path) -> bool:
+    """Return whether our BERT computes the network in ``folder``. Raises BadArchive."""
+    try:
+        bert.read(fields(folder))
+    except Unsupported:
+        return False
+    return True
+
+
+def open_encoder(folder: Path, context: Context, auto: str, classes: int = 0) -> BertEncoder | TransformersEncoder:
+    """Return our BERT over the weights in ``folder``, or the model that transformers' class ``auto`` makes of it.
+
+    classes: outputs of the head, 0 for none. Raises BadArchive.
+    """
+    try:
+        config = bert.read(fields(folder))
+        weights = (context.open_weights or checkpoint.read)(folder)
+        return BertEncoder(folder, weights, bert.layout_of(config, weights, classes))
+    except Unsupported:
+        import transformers  # seconds, for these models only
+
+        return TransformersEncoder(
+            folder, getattr(transformers, auto).from_pretrained(str(folder), local_files_only=True).eval()
+        )

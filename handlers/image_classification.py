@@ -33,7 +33,7 @@ from container.protocol import codecs, media
 from handlers import body
 from handlers.pixels import Array, Preprocessor, from_array, open_image
 from handlers.scores import Function, Parameters, ranked, usual
-from handlers.steps import in_inference, outcome
+from handlers.steps import in_inference, outcome, shares
 
 #: Images in one run; more gain nothing and their activations add up (ResNet-50: 30 MB an image).
 _RUN_IMAGES = 16
@@ -153,12 +153,8 @@ class ImageClassification(Handler):
         logits = torch.empty(len(images), len(self._labels))
         for _ in in_inference(self._runs(images), lambda run: logits.index_copy_(0, *run)):
             yield None
-        answers, start = [], 0
-        for request in batch:
-            mine = slice(start, start + len(request.pixels))
-            start = mine.stop
-            answers.append(self._answer(request, logits[mine]))
-        yield answers
+        mine = zip(batch, shares(len(request.pixels) for request in batch), strict=True)
+        yield [self._answer(request, logits[part]) for request, part in mine]
 
     def size(self, value: Request) -> int:
         """Return how many images there are."""

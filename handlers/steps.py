@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,14 @@ def in_inference(runs: Iterator[R], take: Callable[[R], object]) -> Iterator[Non
                 return
             take(run)
         yield
+
+
+def shares(counts: Iterable[int]) -> Iterator[slice]:
+    """Yield each request's place where the items of all requests stand in one row; ``counts``: how many each has."""
+    start = 0
+    for count in counts:
+        yield slice(start, start + count)
+        start += count
 
 
 def outcome(steps: Iterator[Any]) -> list[Any]:

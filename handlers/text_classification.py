@@ -19,13 +19,13 @@ from torch import Tensor
 
 from container.errors import BadInput
 from container.handler import Context, Handler
-from container.nets import bert, checkpoint
-from container.nets.config import Unsupported, fields, labels
+from container.nets import bert
+from container.nets.config import fields, labels
 from container.payload import Payload
 from handlers import body
-from handlers.encoders import BertEncoder, Text, TransformersEncoder, estimate
+from handlers.encoders import BertEncoder, Text, TransformersEncoder, estimate, is_native, open_encoder
 from handlers.scores import Function, Parameters, ranked, usual
-from handlers.steps import in_inference, outcome
+from handlers.steps import in_inference, outcome, shares
 
 
 class Request(NamedTuple):
@@ -50,30 +50,15 @@ class TextClassification(Handler):
     @classmethod
     def native(cls, model_dir: Path) -> bool:
         """Return whether the model is served by our function: without transformers, re-entrant, shareable."""
-        try:
-            bert.read(fields(model_dir))
-        except Unsupported:
-            return False
-        return True
+        return is_native(model_dir)
 
     def load(self, model_dir: Path, context: Context) -> None:
         """See Handler. Raises BadArchive."""
         found = fields(model_dir)
         self._labels = labels(found)
         self._function = usual(found, len(self._labels))
-        try:
-            config = bert.read(found)
-            weights = (context.open_weights or checkpoint.read)(model_dir)
-            layout = bert.layout_of(config, weights, classes=len(self._labels))
-            self._encoder = BertEncoder(model_dir, weights, layout)
-            self.reentrant = True
-        except Unsupported:
-            import transformers  # seconds, for these models only
-
-            auto: Any = transformers.AutoModelForSequenceClassification
-            model = auto.from_pretrained(str(model_dir), local_files_only=True).eval()
-            self._encoder = TransformersEncoder(model_dir, model)
-            self.reentrant = False
+        self._encoder = open_encoder(model_dir, context, "AutoModelForSequenceClassification", len(self._labels))
+        self.reentrant = isinstance(self._encoder, BertEncoder)
 
     def decode(self, payload: Payload) -> Request:
         """Return the Request in ``payload``."""
@@ -103,14 +88,8 @@ class TextClassification(Handler):
         logits = torch.empty(len(tokens), len(self._labels))
         for _ in in_inference(self._runs(tokens), lambda run: logits.index_copy_(0, *run)):
             yield None
-        answers: list[Any] = []
-        start = 0
-        for request in batch:
-            mine = slice(start, start + len(request.texts))
-            start = mine.stop
-            refused = self._too_long(request, tokens[mine])
-            answers.append(refused or self._answer(request, logits[mine]))
-        yield answers
+        mine = zip(batch, shares(len(request.texts) for request in batch), strict=True)
+        yield [self._too_long(request, tokens[part]) or self._answer(request, logits[part]) for request, part in mine]
 
     def _runs(self, tokens: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (indices [n] into ``tokens``, their logits [n, classes] float32), on the CPU."""
