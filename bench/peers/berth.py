@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bench.peers.server import Server
 
@@ -32,3 +33,18 @@ class Berth(Server):
             "BERTH_LOG_LEVEL": "warning",
             **self.settings,
         }
+
+    def describe(self, model: str) -> dict[str, Any]:
+        """Return what GET /models/{model} says. Raises PeerFailed."""
+        described: dict[str, Any] = json.loads(self._must("GET", f"/models/{model}"))
+        return described
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the value of one line of /metrics, 0.0 if there is none yet. Raises PeerFailed."""
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        for line in self._must("GET", "/metrics").decode().splitlines():
+            series, _, value = line.rpartition(" ")
+            found, _, inside = series.partition("{")
+            if found == name and wanted <= set(inside.rstrip("}").split(",")):
+                return float(value)
+        return 0.0

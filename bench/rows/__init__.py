@@ -1,3 +1,5 @@
 """The rows: one file each, with TITLE and run(options). A new row is a file here and its name in ROWS."""
 
-ROWS = ("echo", "memory", "cold", "embed", "policy")
+ROWS = (
+    "echo", "memory", "cold", "embed", "policy", "catalogue", "sharing", "churn", "noise", "pressure", "zipf",
+)  # fmt: skip
