@@ -15,7 +15,7 @@ from bench.rows import ROWS
 
 _EXAMPLES = """\
 examples:
-  python -m bench                          every row, five pairs each (about half an hour)
+  python -m bench                          every row, five pairs each (about an hour)
   python -m bench --quick                  every row, two short rounds: to see that all works, not to quote
   python -m bench echo embed               two rows
   python -m bench memory --peers mms       one contender only
