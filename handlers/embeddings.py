@@ -4,32 +4,30 @@
     {"inputs": ["a", "b"]}                -> [[0.1, ...], [0.2, ...]]
     {"inputs": "text", "parameters": {"pooling": "none"}} -> [[[...], ...]]   a vector a token, as feature-extraction
 
-Pooling and normalising are what the folder says in the layout of sentence-transformers (modules.json), else the mean
-of the tokens and no normalising; ``pooling`` and ``normalize`` of a request override both. Texts over the model's limit
-are cut, or refused with ``"truncate": false``.
+Prompt, pooling and normalising are what the folder says in the layout of sentence-transformers (``sentences.py``), else
+none, the mean of the tokens, and no; ``prompt_name`` or ``prompt``, ``pooling`` and ``normalize`` of a request override
+them. Texts over the model's limit are cut, or refused with ``"truncate": false``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from container.errors import BadArchive, BadInput
+from container.errors import BadInput
 from container.handler import Context, Handler
 from container.nets import bert
-from container.nets.config import fields
 from container.payload import Payload
 from handlers import body
 from handlers.encoders import BertEncoder, Encoder, estimate, is_native, open_encoder
+from handlers.sentences import Pooling, Recipe, recipe
 from handlers.steps import in_inference, outcome, shares
-
-Pooling = Literal["mean", "cls", "max", "none"]
 
 
 class Parameters(msgspec.Struct, frozen=True):
@@ -38,68 +36,22 @@ class Parameters(msgspec.Struct, frozen=True):
     pooling: Pooling | None = None
     normalize: bool | None = None
     truncate: bool = True
+    prompt: str | None = None
+    prompt_name: str | None = None
 
 
 class Request(NamedTuple):
-    """One decoded request. single: ``inputs`` was one text, not a list."""
+    """One decoded request. texts: with their prompt. single: ``inputs`` was one text, not a list.
+
+    skip: how many tokens at the beginning of each text its vector leaves out: those of a prompt that is not pooled.
+    """
 
     texts: list[str]
     single: bool
     pooling: Pooling
     normalize: bool
     truncate: bool
-
-
-class Recipe(NamedTuple):
-    """What a folder says of making a vector: where the network lies in it, how to pool, whether to normalise."""
-
-    network: Path
-    pooling: Pooling = "mean"
-    normalize: bool = False
-
-
-class _Module(msgspec.Struct):
-    type: str
-    path: str = ""
-
-
-def recipe(model_dir: Path) -> Recipe:
-    """Return the Recipe in modules.json, the default without one. Raises BadArchive for a module not done here."""
-    found = Recipe(model_dir)
-    try:
-        modules = msgspec.json.decode((model_dir / "modules.json").read_bytes(), type=list[_Module])
-    except FileNotFoundError:
-        return found
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise BadArchive(f"modules.json cannot be read: {error}") from error
-    for module in modules:
-        kind = module.type.rpartition(".")[2]
-        if Path(module.path).is_absolute() or ".." in Path(module.path).parts:
-            raise BadArchive(f"modules.json names {module.path!r}, which is not inside the model's folder")
-        if kind == "Transformer":
-            found = found._replace(network=model_dir / module.path)
-        elif kind == "Pooling":
-            found = found._replace(pooling=_pooling(fields(model_dir / module.path)))
-        elif kind == "Normalize":
-            found = found._replace(normalize=True)
-        else:
-            raise BadArchive(f"modules.json has a module {module.type}; done here: Transformer, Pooling, Normalize")
-    return found
-
-
-def _pooling(found: dict[str, Any]) -> Pooling:
-    """The one way of pooling that 1_Pooling/config.json switches on."""
-    ways: dict[str, Pooling] = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max"}
-    prefix = "pooling_mode_"
-    chosen = [name.removeprefix(prefix) for name in found if name.startswith(prefix) and found[name] is True]
-    if isinstance(found.get("pooling_mode"), str):
-        chosen = [found["pooling_mode"] if found["pooling_mode"] in ways else f"{found['pooling_mode']}_tokens"]
-        chosen = ["cls_token" if way == "cls_tokens" else way for way in chosen]
-    if len(chosen) != 1 or chosen[0] not in ways:
-        raise BadArchive(
-            f"the Pooling module pools by {' and '.join(chosen) or 'nothing'}; done here: {', '.join(ways)}"
-        )
-    return ways[chosen[0]]
+    skip: int = 0
 
 
 class Embeddings(Handler):
@@ -128,7 +80,16 @@ class Embeddings(Handler):
         texts, single = body.texts(inputs)
         wanted = body.parameters(given, Parameters)
         normalize = self._recipe.normalize if wanted.normalize is None else wanted.normalize
-        return Request(texts, single, wanted.pooling or self._recipe.pooling, normalize, wanted.truncate)
+        pooling = wanted.pooling or self._recipe.pooling
+        prompt = self._recipe.chosen(wanted.prompt_name, wanted.prompt)
+        if not prompt:
+            return Request(texts, single, pooling, normalize, wanted.truncate)
+        skip = 0
+        if not self._recipe.include_prompt and pooling != "none":
+            skip = self._encoder.prompt_tokens(prompt)
+            if skip >= self._encoder.limit - 1:
+                raise BadInput(f"the prompt is {skip} tokens, the model reads {self._encoder.limit}: no text fits")
+        return Request([prompt + text for text in texts], single, pooling, normalize, wanted.truncate, skip)
 
     def size(self, value: Request) -> int:
         """Return about how many tokens the texts have together."""
@@ -141,7 +102,7 @@ class Embeddings(Handler):
     def steps(self, batch: list[Request]) -> Iterator[list[Any] | None]:
         """Yield None between runs of the network and the answers last."""
         tokens = self._encoder.tokenise([text for request in batch for text in request.texts])
-        asked = [request.pooling for request in batch for _ in request.texts]
+        asked = [(request.pooling, request.skip) for request in batch for _ in request.texts]
         vectors: list[Tensor] = [torch.empty(0)] * len(tokens)  # each [H], or [T, H] where no pooling is asked
         runs = self._encoder.hidden(tokens)
         for _ in in_inference(runs, lambda parts: _collect(parts, asked, vectors)):
@@ -161,10 +122,10 @@ class Embeddings(Handler):
         return None
 
 
-def _collect(parts: Iterable[bert.Part], asked: Sequence[Pooling], vectors: list[Tensor]) -> None:
+def _collect(parts: Iterable[bert.Part], asked: Sequence[tuple[Pooling, int]], vectors: list[Tensor]) -> None:
     """Put what each text of ``parts`` asked for into ``vectors``, on the CPU in float32."""
     for indices, hidden in parts:
-        pooled = {way: _pool(hidden, way).float().cpu() for way in {asked[index] for index in indices}}
+        pooled = {way: _pool(hidden[:, way[1] :], way[0]).float().cpu() for way in {asked[index] for index in indices}}
         for row, index in enumerate(indices):
             vectors[index] = pooled[asked[index]][row]
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from container.handler import Context, Weights
 from container.nets import bert, checkpoint, packing, tokenizer
 from container.nets.config import Unsupported, fields
+from handlers.pretrained import pretrained
 
 #: Longer texts are cut before they are tokenised, at this many characters a token that is kept; English has 4 to 5.
 _CHARACTERS_PER_TOKEN = 256
@@ -32,23 +33,44 @@ class Encoder(Protocol):
     def tokenise(self, texts: Sequence[Text]) -> Sequence[Any]:
         """Return each text as this encoder's tokens, uncut; ``len`` of one is its number of tokens."""
 
+    def prompt_tokens(self, prompt: str) -> int:
+        """Return how many tokens ``prompt`` has at the beginning of a text, those that begin every text counted."""
+
     def hidden(self, tokens: Sequence[Any]) -> Iterator[list[bert.Part]]:
         """Yield, a run at a time, the last hidden states of ``tokens``, each cut to ``limit``."""
 
 
-def token_limit(model_dir: Path, positions: int) -> int:
-    """Return how many tokens of a text the model reads: the least of what its files say."""
-    said = [
-        fields(model_dir, "sentence_bert_config.json").get("max_seq_length"),
-        fields(model_dir, "tokenizer_config.json").get("model_max_length"),
-        positions,
-    ]
-    return min(int(value) for value in said if isinstance(value, (int, float)) and value >= 1)
+#: Where sentence-transformers keeps how a network is to be used; older versions named it after the family.
+_SENTENCE_CONFIGS = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+
+class Usage(NamedTuple):
+    """How texts are given to a network. limit: tokens of a text that it reads. lower: whether texts are lowered."""
+
+    limit: int
+    lower: bool
+
+
+def usage(model_dir: Path, positions: int) -> Usage:
+    """Return what the files say: ``max_seq_length`` of sentence-transformers, else the tokenizer's limit; positions."""
+    said = next((found for name in _SENTENCE_CONFIGS if (found := fields(model_dir, name))), {})
+    longest = said.get("max_seq_length")
+    if longest is None:
+        longest = fields(model_dir, "tokenizer_config.json").get("model_max_length")
+    limit = min(int(longest), positions) if isinstance(longest, (int, float)) and longest >= 1 else positions
+    return Usage(limit, said.get("do_lower_case") is True)
 
 
 def estimate(texts: Sequence[Text], limit: int) -> int:
     """Return about how many tokens ``texts`` have (4 characters a token and two around), for cutting batches."""
     return sum(min(limit, 2 + (len(text) if isinstance(text, str) else sum(map(len, text))) // 4) for text in texts)
+
+
+def _lowered(text: Text) -> Text:
+    return text.lower() if isinstance(text, str) else (text[0].lower(), text[1].lower())
 
 
 class BertEncoder:
@@ -57,7 +79,7 @@ class BertEncoder:
     def __init__(self, model_dir: Path, weights: Weights, layout: bert.Layout) -> None:
         self.weights = weights
         self.layout = layout
-        self.limit = token_limit(model_dir, layout.config.max_position_embeddings)
+        self.limit, self._lower = usage(model_dir, layout.config.max_position_embeddings)
         self._tokenizer = tokenizer.load(model_dir)
         self._cut_at = self.limit * _CHARACTERS_PER_TOKEN
 
@@ -65,7 +87,12 @@ class BertEncoder:
         """Return the encodings of ``texts`` (objects of ``tokenizers``), which hold ids and types."""
         end = self._cut_at
         short = [text[:end] if isinstance(text, str) else (text[0][:end], text[1][:end]) for text in texts]
-        return self._tokenizer.encode_batch_fast(short)
+        return self._tokenizer.encode_batch_fast([_lowered(text) for text in short] if self._lower else short)
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """See Encoder."""
+        found = self._tokenizer.encode(_lowered(prompt) if self._lower else prompt)
+        return len(found.ids) - found.special_tokens_mask[-1]
 
     def hidden(self, tokens: Sequence[Any]) -> Iterator[list[bert.Part]]:
         """See Encoder."""
@@ -85,14 +112,19 @@ class TransformersEncoder:
         self._tokenizer.padding_side = "right"
         # The tokenizer knows how many of the positions a text may use (RoBERTa: all but two).
         usable = min(self._tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _NO_LIMIT))
-        self.limit = token_limit(model_dir, usable)
+        self.limit, self._lower = usage(model_dir, usable)
 
     def tokenise(self, texts: Sequence[Text]) -> Sequence[Any]:
         """Return the encodings of ``texts``: mappings from input name to a list."""
         return [
             self._tokenizer(*([text] if isinstance(text, str) else text), truncation=True, max_length=self.limit)
-            for text in texts
+            for text in (map(_lowered, texts) if self._lower else texts)
         ]
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """See Encoder."""
+        ids = self._tokenizer(_lowered(prompt) if self._lower else prompt)["input_ids"]
+        return len(ids) - (ids[-1] in self._tokenizer.all_special_ids)
 
     def run(self, tokens: Sequence[Any]) -> Iterator[tuple[list[int], dict[str, Any], Tensor]]:
         """Yield (indices into ``tokens``, the model's answer, mask [B, T]) for padded parts of similar length."""
@@ -128,8 +160,4 @@ def open_encoder(folder: Path, context: Context, auto: str, classes: int = 0) ->
         weights = (context.open_weights or checkpoint.read)(folder)
         return BertEncoder(folder, weights, bert.layout_of(config, weights, classes))
     except Unsupported:
-        import transformers  # seconds, for these models only
-
-        return TransformersEncoder(
-            folder, getattr(transformers, auto).from_pretrained(str(folder), local_files_only=True).eval()
-        )
+        return TransformersEncoder(folder, pretrained(auto, folder, spare="" if classes else "pooler."))

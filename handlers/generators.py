@@ -11,6 +11,7 @@ import torch
 from container.handler import Weights
 from container.nets import gpt2, packing, sequences, tokenizer
 from container.nets.config import fields
+from handlers.pretrained import pretrained
 from handlers.sampling import Row, choose
 
 #: Tokens of prompts in one run; longer queues of prompts give way in between.
@@ -116,8 +117,7 @@ class TransformersGenerator:
     def __init__(self, model_dir: Path) -> None:
         import transformers  # seconds, for these models only
 
-        auto: Any = transformers.AutoModelForCausalLM
-        self.model = auto.from_pretrained(str(model_dir), local_files_only=True).eval()
+        self.model = pretrained("AutoModelForCausalLM", model_dir)
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
         self.limit = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
 

@@ -32,6 +32,7 @@ from container.payload import Payload
 from container.protocol import codecs, media
 from handlers import body
 from handlers.pixels import Array, Preprocessor, from_array, open_image
+from handlers.pretrained import pretrained
 from handlers.scores import Function, Parameters, ranked, usual
 from handlers.steps import in_inference, outcome, shares
 
@@ -81,8 +82,7 @@ class TransformersClassifier:
     def __init__(self, model_dir: Path) -> None:
         import transformers  # seconds, for these models only
 
-        auto: Any = transformers.AutoModelForImageClassification
-        self.model = auto.from_pretrained(str(model_dir), local_files_only=True).eval()
+        self.model = pretrained("AutoModelForImageClassification", model_dir)
         processors: Any = transformers.AutoImageProcessor
         self._processor = processors.from_pretrained(str(model_dir), local_files_only=True)
 

@@ -22,6 +22,7 @@ from container.errors import BadInput
 from container.handler import Context, Handler
 from container.payload import Payload
 from handlers import body
+from handlers.pretrained import pretrained
 from handlers.steps import in_inference, outcome
 
 Meta = msgspec.Meta
@@ -82,8 +83,7 @@ class Summarization(Handler):
         """See Handler. Raises BadArchive."""
         import transformers  # seconds, and only models of this kind need it here
 
-        auto: Any = transformers.AutoModelForSeq2SeqLM
-        self.model = auto.from_pretrained(str(model_dir), local_files_only=True).eval()
+        self.model = pretrained("AutoModelForSeq2SeqLM", model_dir)
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
         config = self.model.config
         own = dict((getattr(config, "task_specific_params", None) or {}).get("summarization", {}))

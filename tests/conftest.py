@@ -7,11 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from tests.server import Server, running
+
+settings.register_profile("berth", deadline=None)  # a busy machine is no failure
+settings.load_profile("berth")
 
 #: multi-model-server's toolkit refuses a second server on the machine, so these never run side by side.
 ONE_AT_A_TIME = ("tests/doors/", "tests/rows/test_row_b.py")

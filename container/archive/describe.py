@@ -251,6 +251,11 @@ def _architectures(tree: Tree, found: _Found) -> list[str]:
 
 
 def _check_weights(home: Tree) -> None:
+    if home.has("adapter_config.json"):
+        raise BadArchive(
+            "adapter_config.json is a LoRA adapter's, which would be left out; merge it into the weights "
+            "(merge_and_unload, save_pretrained) before packing, or bring code/inference.py"
+        )
     for name in home.named("*.safetensors.index.json", "*.bin.index.json"):
         shards = _json(home, name).get("weight_map")
         missing = sorted({str(each) for each in shards.values()} - set(home.files)) if isinstance(shards, dict) else []

@@ -44,8 +44,11 @@ def fields(model_dir: Path, name: str = "config.json") -> dict[str, Any]:
 def build(found: Mapping[str, Any], kind: type[C], aliases: Mapping[str, str] | None = None) -> C:
     """Return ``kind`` from the keys of config.json that it has, ``aliases`` (other name -> ours) translated.
 
-    Raises BadArchive for a value of the wrong type, Unsupported for weights that are quantised or pruned.
+    Raises BadArchive for a value of the wrong type, Unsupported for weights that are quantised or pruned, and for a
+    network that brings its own code, whatever family it calls itself.
     """
+    if found.get("auto_map"):
+        raise Unsupported("a network with code of its own")
     if found.get("quantization_config"):
         raise Unsupported("quantised weights")
     if found.get("pruned_heads"):

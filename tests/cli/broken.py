@@ -156,6 +156,11 @@ def lacks_a_shard(path: Path) -> Path:
     return folder
 
 
+def holds_an_adapter(path: Path) -> Path:
+    (tiny_bert(path / "m") / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    return path / "m"
+
+
 def has_an_unknown_network(path: Path) -> Path:
     folder = tiny_bert(path / "m")
     (folder / "config.json").write_text('{"architectures": ["MysteryForEverything"], "model_type": "mystery"}')

@@ -12,7 +12,8 @@ import transformers
 from container.errors import BadArchive, BadInput
 from container.handler import Context
 from container.nets.checkpoint import read
-from handlers.embeddings import Embeddings, recipe
+from handlers.embeddings import Embeddings
+from handlers.sentences import recipe
 from tests.handlers.models import MINILM, ask, bert, loaded, payload
 
 TEXTS = [
