@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Callable
 from concurrent.futures import Executor
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from container import log
 from container.archive.manifest import Manifest
-from container.handler import Context
+from container.handler import Context, Weights
 from container.memory.known import Known
 from container.memory.ledger import Segment
 from container.model import opening
@@ -62,15 +64,38 @@ class Runner(Protocol):
         """Whether anything of ``name`` waits or runs here."""
 
 
-class LaneRunner:
-    """Our own handlers, on the engine's lanes, with their weights from ``known``.
+class OnLanes:
+    """What all runners on the engine's own lanes have in common. loaders: threads that read files."""
 
-    loaders: threads that read files. sharer: one thread, for comparing.
-    """
-
-    def __init__(self, dispatcher: Dispatcher, loaders: Executor, sharer: Executor, device: str, known: Known) -> None:
+    def __init__(self, dispatcher: Dispatcher, loaders: Executor) -> None:
         self._dispatcher = dispatcher
         self._loaders = loaders
+
+    def submit(self, name: str, ticket: Ticket) -> None:
+        """Queue for a lane."""
+        self._dispatcher.submit(name, ticket)
+
+    def up(self, name: str) -> bool:
+        """Return True: the lanes live as long as this process."""
+        return True
+
+    def busy(self, name: str) -> bool:
+        """Whether anything of ``name`` waits or runs on the lanes."""
+        return self._dispatcher.busy(name)
+
+
+def open_here(name: str, manifest: Manifest, device: str, weights: Callable[[Path], Weights]) -> opening.Opened:
+    """Open a model of ours in this process, on a loader thread; ``weights`` opens a folder. Raises ServingError."""
+    properties = {"model_dir": manifest.model_dir}
+    with log.bind(model=name):
+        return opening.open_model(manifest, Context(name, device, manifest.settings.options, weights, properties))
+
+
+class LaneRunner(OnLanes):
+    """Our own handlers, with their weights from ``known``. sharer: one thread, for comparing."""
+
+    def __init__(self, dispatcher: Dispatcher, loaders: Executor, sharer: Executor, device: str, known: Known) -> None:
+        super().__init__(dispatcher, loaders)
         self._sharer = sharer
         self._device = device
         self._known = known
@@ -83,7 +108,8 @@ class LaneRunner:
 
     async def bring_up(self, name: str, manifest: Manifest) -> Up:
         """Load on a loader thread, then accept requests."""
-        work = functools.partial(self._open, name, manifest)
+        weights = functools.partial(self._known.open, name, manifest)
+        work = functools.partial(open_here, name, manifest, self._device, weights)
         opened = await asyncio.get_running_loop().run_in_executor(self._loaders, work)
         self._opened[name] = opened
         batch = manifest.settings.batch
@@ -119,26 +145,3 @@ class LaneRunner:
         """Wait for the comparing that runs: it may hold tensors of a model that is closed."""
         if self._joining is not None:
             await asyncio.wait([self._joining])
-
-    def submit(self, name: str, ticket: Ticket) -> None:
-        """Queue for a lane."""
-        self._dispatcher.submit(name, ticket)
-
-    def up(self, name: str) -> bool:
-        """Return True: the lanes live as long as this process."""
-        return True
-
-    def busy(self, name: str) -> bool:
-        """Whether anything of ``name`` waits or runs on the lanes."""
-        return self._dispatcher.busy(name)
-
-    def _open(self, name: str, manifest: Manifest) -> opening.Opened:
-        context = Context(
-            name,
-            self._device,
-            manifest.settings.options,
-            open_weights=lambda folder: self._known.open(name, manifest, folder),
-            properties={"model_dir": manifest.model_dir},
-        )
-        with log.bind(model=name):
-            return opening.open_model(manifest, context)

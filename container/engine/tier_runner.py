@@ -14,14 +14,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from container import log
 from container.archive.manifest import Manifest
-from container.engine.runners import Up
-from container.handler import Context
+from container.engine.runners import OnLanes, Up, open_here
 from container.memory.blocks import Blocks
 from container.memory.ledger import Segment
 from container.model import opening
-from container.model.dispatch import Dispatcher, Ticket
+from container.model.dispatch import Dispatcher
 
 _Result = TypeVar("_Result")
 
@@ -34,13 +32,12 @@ class _Open:
     manifest: Manifest
 
 
-class TierRunner:
+class TierRunner(OnLanes):
     """A Runner. loaders: threads that read files; movers: threads that wait for copies."""
 
     def __init__(self, dispatcher: Dispatcher, loaders: Executor, movers: Executor, blocks: Blocks) -> None:
+        super().__init__(dispatcher, loaders)
         self.blocks = blocks
-        self._dispatcher = dispatcher
-        self._loaders = loaders
         self._movers = movers
         self._open: dict[str, _Open] = {}
 
@@ -91,18 +88,6 @@ class TierRunner:
     async def settle(self) -> None:
         """Nothing of it runs in the background."""
 
-    def submit(self, name: str, ticket: Ticket) -> None:
-        """Queue for a lane."""
-        self._dispatcher.submit(name, ticket)
-
-    def up(self, name: str) -> bool:
-        """Return True: the lanes live as long as this process."""
-        return True
-
-    def busy(self, name: str) -> bool:
-        """Whether anything of ``name`` waits or runs on the lanes."""
-        return self._dispatcher.busy(name)
-
     async def trim(self) -> None:
         """Give memory of the device that nobody uses back to the driver, for a model of another process."""
         await self._on(self._movers, self.blocks.on_device.trim)
@@ -117,14 +102,7 @@ class TierRunner:
             raise
 
     def _load(self, name: str, manifest: Manifest) -> opening.Opened:
-        context = Context(
-            name,
-            self.blocks.device.compute,
-            manifest.settings.options,
-            open_weights=lambda folder: self.blocks.open(name, manifest, folder),
-            properties={"model_dir": manifest.model_dir},
-        )
-        with log.bind(model=name):
-            opened = opening.open_model(manifest, context)
+        weights = functools.partial(self.blocks.open, name, manifest)
+        opened = open_here(name, manifest, self.blocks.device.compute, weights)
         self.blocks.rest(name)
         return opened
