@@ -6,13 +6,15 @@
                                             in models under SAGEMAKER_UNTRUSTED_CHANNELS
     BERTH_SIGNATURES                        ``archive/signatures``
 
-Does not cover: what allowed code does (code may unpickle what it likes), and changes to the folder after the load.
+Does not cover: what allowed code does (it may unpickle what it likes, in the process of authors' code), and changes to
+the folder after the load.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from container.archive import signatures
@@ -22,6 +24,8 @@ from container.settings import Settings
 
 #: What DJL calls pickle files.
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
+#: A checkpoint's weights, as transformers names them.
+_WEIGHTS = re.compile(r"pytorch_model.*\.bin$")
 #: Exported graphs of Triton repositories that are pickles inside a zip.
 _PICKLED_GRAPHS = (".pt", ".pt2")
 
@@ -43,8 +47,20 @@ def _check_one(folder: Path, manifest: Manifest, settings: Settings) -> None:
         raise BadArchive("the archive brings its own code and BERTH_ALLOW_CODE=off forbids that")
     if not settings.allow_pickle and manifest.triton is not None and manifest.triton.file.endswith(_PICKLED_GRAPHS):
         raise BadArchive(f"{manifest.triton.file} is a pickle inside and BERTH_ALLOW_PICKLE=off forbids that; use ONNX")
+    if not settings.allow_pickle and manifest.kind == "folder":
+        _check_checkpoints(Path(manifest.model_dir))
     if settings.secure_mode:
         _check_controls(folder, manifest, settings)
+
+
+def _check_checkpoints(model_dir: Path) -> None:
+    """Raise BadArchive if weights lie here in pickled form only: whoever computes them would open the pickle."""
+    pickled = {path.parent: path.name for path in sorted(model_dir.rglob("*.bin")) if _WEIGHTS.match(path.name)}
+    for folder, name in pickled.items():
+        if not any(folder.glob("*.safetensors")):
+            raise BadArchive(
+                f"the weights are a pickle ({name}) and BERTH_ALLOW_PICKLE=off forbids that; convert to safetensors"
+            )
 
 
 def _check_controls(folder: Path, manifest: Manifest, settings: Settings) -> None:

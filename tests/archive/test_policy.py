@@ -100,3 +100,26 @@ def test_without_secure_mode_its_controls_are_not_looked_at(tmp_path: Path) -> N
 def test_half_a_policy_is_none_and_the_server_does_not_start(environ: dict[str, str]) -> None:
     with pytest.raises(BadSetting, match="needs"):
         Settings.read({"BERTH_STATE_DIR": "/tmp/unused", **environ})
+
+
+@pytest.mark.parametrize("act", ["gelu", "mish"])
+@pytest.mark.parametrize("place", ["", "0_Transformer"])
+def test_pickled_weights_of_folders_are_refused_whoever_would_compute_them(
+    tmp_path: Path, place: str, act: str
+) -> None:
+    """With "mish" the network is transformers', in the process of authors' code: no reader of ours would see it."""
+    folder = tiny_bert(tmp_path / "m")
+    inner = tiny_bert(folder / place) if place else folder
+    config = json.loads((inner / "config.json").read_text())
+    (inner / "config.json").write_text(json.dumps({**config, "hidden_act": act}))
+    (inner / "pytorch_model.bin").write_bytes(b"a pickle")
+    assert verdict(folder, BERTH_ALLOW_PICKLE="off") == "fine"  # safetensors lie beside it and are preferred
+    (inner / "model.safetensors").unlink()
+    assert verdict(folder) == "fine"
+    assert "(pytorch_model.bin) and BERTH_ALLOW_PICKLE=off" in verdict(folder, BERTH_ALLOW_PICKLE="off")
+
+
+def test_what_allowed_code_opens_is_its_own_affair(tmp_path: Path) -> None:
+    folder = write_handler(tmp_path / "m", CODE)
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    assert verdict(folder, BERTH_ALLOW_PICKLE="off") == "fine"
