@@ -8,8 +8,10 @@ import pytest
 
 from container.archive.manifest import Manifest
 from container.errors import BadInput
-from container.handler import Context
+from container.handler import Context, Handler, Parts
+from container.model import pipeline
 from container.model.resolve import TASKS, resolve
+from container.payload import Payload
 from tests.handlers.models import ask, payload
 
 README = Path(__file__).parents[2] / "handlers" / "README.md"
@@ -45,6 +47,15 @@ def test_trying_it_without_a_server_prints_the_answer(doubler, folder, capsys, m
     monkeypatch.chdir(folder)
     exec(BLOCKS[1], {"Doubler": doubler, "Path": Path, "Context": Context})
     assert capsys.readouterr().out == "b'[3.0,4.0]'\n"
+
+
+def test_the_example_that_spells_tells_a_letter_a_step():
+    names = {"Handler": Handler, "Parts": Parts, "Payload": Payload}
+    exec(BLOCKS[2], names)
+    told = list(pipeline.answer(names["Spells"](), [Payload(b'"ab"'), Payload(b'"c"')], 99, 9))
+    letters = [{place: piece.body for place, piece in each.items()} for each in told if isinstance(each, Parts)]
+    assert letters == [{0: b"a", 1: b"c"}, {0: b"b"}]
+    assert [(place, last.body) for place, last in told[-1]] == [(0, b""), (1, b"")]
 
 
 def test_every_task_that_can_be_reached_is_in_the_table():
