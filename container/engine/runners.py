@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -97,6 +97,7 @@ class LaneRunner(OnLanes):
     def __init__(self, dispatcher: Dispatcher, loaders: Executor, sharer: Executor, device: str, known: Known) -> None:
         super().__init__(dispatcher, loaders)
         self._sharer = sharer
+        self._closer = ThreadPoolExecutor(1, "closer")  # never behind a load, and off the loop: unmapping takes a while
         self._device = device
         self._known = known
         self._opened: dict[str, opening.Opened] = {}
@@ -136,12 +137,15 @@ class LaneRunner(OnLanes):
     async def put_down(self, name: str) -> None:
         """Close the handler; its weights are unmapped when this returns."""
         self._dispatcher.close(name)
-        opened = self._opened.pop(name, None)
-        if opened is not None:
-            opened.close()
-        self._known.close(name)
+        work = functools.partial(self._close, name, self._opened.pop(name, None))
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._closer, work))
 
     async def settle(self) -> None:
         """Wait for the comparing that runs: it may hold tensors of a model that is closed."""
         if self._joining is not None:
             await asyncio.wait([self._joining])
+
+    def _close(self, name: str, opened: opening.Opened | None) -> None:
+        if opened is not None:
+            opened.close()
+        self._known.close(name)

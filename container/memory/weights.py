@@ -137,8 +137,8 @@ class WeightMap(Mapping[str, torch.Tensor]):
         files: list[MappedFile] = []
         tensors: dict[str, torch.Tensor] = {}
         for path, opened_as in zip(self._checkpoint.files, before, strict=True):
-            found = read(path)
-            files.append(MappedFile(path, opened_as, [tensor.untyped_storage() for tensor in found.values()]))
+            found, mapped = read(path)
+            files.append(MappedFile(path, opened_as, mapped))
             tensors |= found
         tensors, self._own_bytes, self._mapped = _serve(tensors, self._dtype, self._device)
         after = tuple(_identity(path) for path in self._checkpoint.files)
@@ -159,6 +159,8 @@ class WeightMap(Mapping[str, torch.Tensor]):
 
     def close(self) -> None:
         """Let go of every tensor and mapping; memory is back once nobody else holds a tensor."""
+        for file in self._files:
+            file.forget_pages()
         with self._lock:
             self._tensors, self._shared, self._moved, self._files = None, (), frozenset(), []
             self.fingerprints = {}
@@ -272,19 +274,23 @@ def open_weights(
     raise BadArchive("the weight files keep changing while they are being read; finish writing them, then load again")
 
 
-def _map_file(path: Path) -> dict[str, torch.Tensor]:
+#: Tensors, and what of their memory lies in a mapping of the file: nothing else may ever be unmapped or covered.
+_Read = tuple[dict[str, torch.Tensor], list[torch.UntypedStorage]]
+
+
+def _map_file(path: Path) -> _Read:
     """Return views on a private mapping of ``path``. The mapping is torch's: no descriptor, gone with its last view."""
     infos = read_header(path)
     size = max((info.stop for info in infos.values()), default=0)
     if size == 0:
-        return {}
+        return {}, []
     try:
         storage = cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, size))
     except RuntimeError as error:  # shorter than its header said a moment ago, or gone
         if "allocate memory" in str(error):
             raise MemoryError(f"no room in the address space for {path.name}") from error
         raise WeightsChanged(f"{path.name} changed while it was being opened") from error
-    return {name: _view(storage, info) for name, info in infos.items()}
+    return {name: _view(storage, info) for name, info in infos.items()}, [storage]
 
 
 def _view(storage: torch.UntypedStorage, info: TensorInfo) -> torch.Tensor:
@@ -298,8 +304,8 @@ def _view(storage: torch.UntypedStorage, info: TensorInfo) -> torch.Tensor:
     return torch.empty(0, dtype=dtype).set_(storage, info.start // dtype.itemsize, info.shape, tuple(reversed(strides)))
 
 
-def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    state = _load_pickle(path)
+def _read_pickle(path: Path) -> _Read:
+    state, mapped = _load_pickle(path)
     while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -308,15 +314,15 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     odd = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized]
     if odd:
         raise BadArchive(f"the weights have sparse or quantised tensors ({odd[0]}); only dense ones can be served")
-    return tensors
+    return tensors, [tensor.untyped_storage() for tensor in tensors.values()] if mapped else []
 
 
-def _load_pickle(path: Path) -> Any:
-    """Return what the pickle holds: tensors and plain containers only, mapped where the file's format allows it."""
+def _load_pickle(path: Path) -> tuple[Any, bool]:
+    """Return tensors and plain containers, all that a pickle may hold, and whether they lie mapped."""
     try:
         with path.open("rb") as file:
             mapped = file.read(2) == b"PK"  # the older format cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), mapped
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         if "allocate memory" in str(error):
             raise
@@ -347,4 +353,4 @@ def identities(files: tuple[Path, ...]) -> tuple[Identity, ...]:
 def read_stored(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """Return the tensors as they are stored, mapped where the format allows it. Raises BadArchive, WeightsChanged."""
     read = _read_pickle if checkpoint.kind == "pickle" else _map_file
-    return {name: tensor for path in checkpoint.files for name, tensor in read(path).items()}
+    return {name: tensor for path in checkpoint.files for name, tensor in read(path)[0].items()}

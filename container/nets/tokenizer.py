@@ -3,12 +3,16 @@
 Two hundred copies of one model have one tokenizer (10 MB for BERT's vocabulary) and only the first waits for it. Shared
 objects are never configured: truncation and padding are the callers' (``cut``), since both are settings of the object
 that another model's thread would see.
+
+Building one and dropping one hold the interpreter's lock (27 and 10 ms for BERT's), which every running model feels. So
+those used last are kept beyond their models, within KEPT_BYTES: a model that sinks and rises has its own again.
 """
 
 from __future__ import annotations
 
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,12 @@ from container.nets.config import Unsupported, fields
 #: Resident bytes of a tokenizer over those of its files (BERT: 10 MB for 466 KB, GPT-2: 27 MB for 1.3 MB).
 BYTES_PER_FILE_BYTE = 21
 
-_known: weakref.WeakValueDictionary[tuple[str, int], Tokenizer] = weakref.WeakValueDictionary()
+#: Of tokenizers that are kept whether or not a model uses them, by the estimate above; the last one always is.
+KEPT_BYTES = 64 << 20
+
+_Key = tuple[str, int]
+_kept: OrderedDict[_Key, Tokenizer] = OrderedDict()
+_known: weakref.WeakValueDictionary[_Key, Tokenizer] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
 
@@ -70,7 +79,16 @@ def _shared(files: Sequence[bytes], build: Callable[..., Tokenizer], model_dir: 
             found.no_truncation()
             found.no_padding()
             _known[key] = found
+        _keep(key, found)
         return found
+
+
+def _keep(key: _Key, used: Tokenizer) -> None:
+    """Keep ``used`` as the last one, and no more than there is room for."""
+    _kept[key] = used
+    _kept.move_to_end(key)
+    while len(_kept) > 1 and BYTES_PER_FILE_BYTE * sum(size for _, size in _kept) > KEPT_BYTES:
+        _kept.popitem(last=False)
 
 
 #: What of tokenizer_config.json the vocabularies without tokenizer.json need.

@@ -189,6 +189,22 @@ def test_tensors_at_odd_addresses_are_copied_and_right(tmp_path):
     assert weights["byte"].tolist() == [7]
 
 
+def test_closing_leaves_alone_what_does_not_lie_in_the_file(tmp_path):
+    header = json.dumps({"floats": {"dtype": "F32", "shape": [50_000], "data_offsets": [0, 200_000]}}).encode()
+    odd = len(header).to_bytes(8, "little") + header  # the numbers begin at an odd address, and are copied
+    assert len(odd) % 4
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "model.safetensors").write_bytes(odd + torch.ones(50_000).numpy().tobytes())
+    (tmp_path / "old").mkdir()
+    path = tmp_path / "old" / "pytorch_model.bin"
+    torch.save({"floats": torch.ones(50_000)}, path, _use_new_zipfile_serialization=False)
+    for kind in ("odd", "old"):
+        weights = open_weights(tmp_path / kind, allow_pickle=True)
+        kept = weights["floats"]
+        weights.close()
+        assert kept.sum().item() == 50_000
+
+
 def test_shards_are_one_map(tmp_path):
     save_file({"a": torch.ones(3)}, tmp_path / "model-1.safetensors")
     save_file({"b": torch.zeros(4)}, tmp_path / "model-2.safetensors")

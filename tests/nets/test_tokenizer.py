@@ -120,14 +120,28 @@ def test_models_that_load_at_once_build_one_tokenizer(tmp_path):
     assert len({id(each) for each in found}) == 1
 
 
-def test_a_tokenizer_goes_with_its_last_model(tmp_path):
-    path = folder(tmp_path / "m", "vocab.txt", tokenizer_config={"cls_token": "[CLS]", "tokenize_chinese_chars": False})
-    before = len(tokenizer._known)
-    held = [tokenizer.load(path), tokenizer.load(path)]
-    assert len(tokenizer._known) == before + 1
-    held.clear()
+def test_a_tokenizer_outlives_its_model_so_that_a_rise_finds_it_again(tmp_path, monkeypatch):
+    path = folder(tmp_path / "m", "vocab.txt", tokenizer_config={"tokenize_chinese_chars": False})
+    built = id(tokenizer.load(path))
     gc.collect()
-    assert len(tokenizer._known) == before
+    monkeypatch.setattr(tokenizer, "_BUILDERS", ((("vocab.txt",), None),))  # building again would fail
+    assert id(tokenizer.load(path)) == built
+
+
+def test_kept_tokenizers_take_no_more_than_there_is_room_for_and_the_oldest_go_first(tmp_path, monkeypatch):
+    size = tokenizer.size_bytes(folder(tmp_path / "size", "vocab.txt"))
+    monkeypatch.setattr(tokenizer, "KEPT_BYTES", 2 * size + size // 2)
+    tokenizer._kept.clear()
+    gc.collect()
+    others = len(tokenizer._known)
+    options = [{"strip_accents": accents, "do_lower_case": case} for accents in (True, False) for case in (True, False)]
+    paths = [folder(tmp_path / str(n), "vocab.txt", tokenizer_config=option) for n, option in enumerate(options)]
+    for path in (*paths[:3], paths[1], paths[3]):
+        tokenizer.load(path)
+    gc.collect()
+    ids = [id(each) for each in tokenizer._kept.values()]
+    assert [id(tokenizer.load(paths[1])), id(tokenizer.load(paths[3]))] == ids
+    assert len(tokenizer._known) == others + 2
 
 
 def test_truncation_and_padding_in_the_file_are_not_taken_over():
