@@ -1,5 +1,7 @@
 """Log lines: one JSON object a line on stderr, so that CloudWatch and a terminal can both be searched.
 
+What authors and callers write is in them as text: nothing of it breaks a line or acts on a terminal.
+
 ``bind`` puts the model's name and the request's id on every line that is written while it is active, author's
 ``print`` and ``logging`` included (``host/child`` routes those here).
 """
@@ -9,11 +11,15 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
+
+#: Control characters but tab and line end, and marks that break lines or turn the direction of what follows.
+_ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 _bound: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("berth_log", default={})  # noqa: B039
 
@@ -38,7 +44,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return visible(json.dumps(line, ensure_ascii=False, default=str))
 
 
 def configure(process: str, level: str = "info", stream: TextIO | None = None) -> None:
@@ -53,6 +59,11 @@ def configure(process: str, level: str = "info", stream: TextIO | None = None) -
 def get(name: str) -> logging.Logger:
     """Return the logger of a module; call with ``__name__``."""
     return logging.getLogger(name)
+
+
+def visible(text: str) -> str:
+    """Return ``text``, which a stranger may have written, with what would act on a terminal spelt out."""
+    return _ACTS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 @contextmanager
