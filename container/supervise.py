@@ -30,6 +30,7 @@ from container.model import watch
 from container.settings import Settings, child_environment
 from container.wire import frames
 from container.wire import messages as m
+from container.wire.server import make_run_folder
 
 _log = log.get(__name__)
 
@@ -95,7 +96,7 @@ class Supervisor:
         run_dir = self._settings.run_dir
         try:
             self._settings.state_dir.mkdir(parents=True, exist_ok=True)
-            run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_run_folder(run_dir)
             self._lock = (run_dir / "lock").open("w")
         except OSError as error:
             raise SystemExit(

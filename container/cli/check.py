@@ -23,6 +23,7 @@ from container.cli.invoke import TYPES
 from container.cli.terminal import BOLD, DIM, GREEN, RED, YELLOW, Progress, amount, paint
 from container.engine.report import Fault, Report, Request
 from container.errors import ServingError
+from container.log import visible
 from container.payload import JSON, Payload
 from container.settings import Settings
 
@@ -96,18 +97,19 @@ def _doing(phase: str) -> str:
 
 
 def show(path: Path, tried: rehearsal.Tried, *, verbose: bool) -> None:
-    """Print what was found."""
+    """Print what was found; what the model says is text, nothing of it acts on the terminal."""
     report, fault = tried.report, tried.report.fault
     if fault is None:
         print(f"{paint('would serve', GREEN)}  {path}")
     else:
-        print(f"{paint('would not serve', RED)}  {path}\n  {paint(f'{_doing(fault.phase)}:', BOLD)} {fault.message}")
+        print(f"{paint('would not serve', RED)}  {path}")
+        print(f"  {paint(f'{_doing(fault.phase)}:', BOLD)} {visible(fault.message)}")
     if report.place:
         _rows(report)
     for note in findings.advice(report):
-        print(f"  {paint('note', YELLOW)}  {note}")
+        print(f"  {paint('note', YELLOW)}  {visible(note)}")
     if tried.traceback and verbose:
-        print("\n".join(f"  {paint(line, DIM)}" for line in tried.traceback.splitlines()))
+        print("\n".join(f"  {paint(line, DIM)}" for line in visible(tried.traceback).splitlines()))
     elif tried.traceback and fault is not None:
         print("  its code raised an exception; -v shows the traceback")
 
@@ -130,4 +132,4 @@ def _rows(report: Report) -> None:
     rows += findings.times(report)
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
-        print(f"  {paint(name.ljust(width), DIM)}  {text}")
+        print(f"  {paint(name.ljust(width), DIM)}  {visible(text)}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from container.cli import aws
+from container.log import visible
 
 #: By a file's ending; anything else is JSON from stdin, bytes from a file.
 TYPES = {
@@ -79,7 +80,9 @@ def explain(error: BaseException) -> str:
     """Return the model's own words where it has answered with an error, else AWS's."""
     response = getattr(error, "response", None) or {}
     if aws.code(error) == "ModelError":
-        return f"the model answered {response.get('OriginalStatusCode')}: {response.get('OriginalMessage')}"
+        return (
+            f"the model answered {response.get('OriginalStatusCode')}: {visible(str(response.get('OriginalMessage')))}"
+        )
     return aws.explain(error)
 
 

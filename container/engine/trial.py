@@ -33,6 +33,7 @@ from container.model import resolve, watch
 from container.payload import JSON, Payload
 from container.settings import Settings
 from container.wire import messages as m
+from container.wire.server import make_run_folder
 
 #: Requests at once. Some of them meet in a batch: of slow ones all but the first wait anyway, of quick ones there are
 #: more than come one by one.
@@ -204,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     die_with_parent(options.parent)
     settings = Settings.of_process()
     log.configure("trial", settings.log_level)
-    settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_run_folder(settings.run_dir)
     watch.Page(settings.run_dir / "page", create=True)
     with os.fdopen(options.events, "wb", buffering=0) as events:
 

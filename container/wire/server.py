@@ -7,6 +7,9 @@ the peer and one traceback in the log.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import stat
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -118,6 +121,18 @@ class _Connection(asyncio.Protocol):
             _log.exception("request %d failed in a way nobody foresaw", request_id)
             reply = m.Failed(request_id, Internal(Internal.TEXT).to_failure())
         self.reply(reply)
+
+
+def make_run_folder(folder: Path) -> None:
+    """Make ``folder``, where sockets lie, this user's alone. Raises OSError, for another user's or a link, too.
+
+    It may be in a place where everybody writes (``Settings.run_dir``), under a name that anybody can work out.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, f"{folder} belongs to somebody else, or is a link")
+    folder.chmod(0o700)
 
 
 async def serve(service: Service, path: Path) -> asyncio.Server:

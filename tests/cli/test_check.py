@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from container.cli import main
+from container.cli import check, main
 from container.cli.findings import INSTANCES, advice, counts, fit, times
+from container.cli.rehearsal import Tried
 from container.cli.terminal import amount
 from container.engine.report import Fault, Report, close, same
 from container.payload import Payload
@@ -246,3 +247,13 @@ class Rolls(Handler):
     done = berth("check", tmp_path / "m")
     assert done.returncode == 0
     assert "answered differently each time" in done.stdout
+
+
+def test_nothing_that_a_model_says_acts_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    owns = "\x1b]0;owned\x07 \x9b2J größer"
+    report = Report(kind="script", place="guests", bytes={"device": 1}, answer_type=owns, answer_start=owns)
+    report.fault, report.notes = Fault("answer", "model.failed", owns), [owns]
+    check.show(Path("m"), Tried(report, f"Traceback:\n{owns}"), verbose=True)
+    said = capsys.readouterr().out
+    assert said.count("\\u001b]0;owned\\u0007 \\u009b2J größer") == 5
+    assert not {"\x1b", "\x07", "\x9b"} & set(said)

@@ -169,6 +169,8 @@ def test_an_error_of_the_model_is_shown_in_the_models_words() -> None:
     with session.playing(), pytest.raises(aws.errors()) as caught:
         session.client("sagemaker-runtime").invoke_endpoint(EndpointName="cats", Body=b"")
     assert invoke.explain(caught.value) == "the model answered 500: the model failed: too short"
+    caught.value.response["OriginalMessage"] = "\x1b[2J"
+    assert invoke.explain(caught.value) == "the model answered 500: \\u001b[2J"
 
 
 def test_what_is_invoked_is_what_was_typed() -> None:
