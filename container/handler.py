@@ -34,6 +34,7 @@ class Context:
         mapping stays valid while the handler lives; the tensors behind it are moved between tiers by berth, so look
         them up on each call and keep none.
     properties: what multi-model-server calls system_properties: model_dir, gpu_id, batch_size, server_name.
+    room: bytes of the device that one request's Claim can ever get beside the weights; None = nobody counts.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Context:
     options: Mapping[str, Any] = field(default_factory=dict)
     open_weights: Callable[[Path], Weights] | None = None
     properties: Mapping[str, Any] = field(default_factory=dict)
+    room: Callable[[], int] | None = None
 
 
 class Parts(dict[int, Payload]):
@@ -56,6 +58,23 @@ class Ready(dict[int, Any]):
 
     The caller has its answer at once; what stands in that place of the list of outputs is ignored.
     """
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """What ``steps`` yields before it takes memory beside the weights, such as a cache of keys and values.
+
+    least: bytes without which nothing can begin. most: what the batch would use at best. granted: what it may take,
+    not under ``least``, set when ``steps`` is resumed; the bytes are given back when ``steps`` has ended. A claim that
+    cannot be granted ends the batch, whose requests wait and are run anew.
+    """
+
+    least: int
+    most: int
+    granted: int = 0
+
+    def __post_init__(self) -> None:
+        self.granted = self.most
 
 
 class Handler:
@@ -105,8 +124,11 @@ class Handler:
         """
         raise NotImplementedError(f"{type(self).__name__} has no predict")
 
-    def steps(self, batch: list[Any]) -> Iterator[list[Any] | Parts | Ready | None]:
-        """Yield None, Parts or Ready between steps of long work, so that others get the device; the outputs last."""
+    def steps(self, batch: list[Any]) -> Iterator[list[Any] | Parts | Ready | Claim | None]:
+        """Yield None, Parts or Ready between steps of long work, so that others get the device; the outputs last.
+
+        A Claim comes before all else.
+        """
         yield self.predict(batch)
 
     def encode(self, output: Any, accept: str) -> Payload:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from container.handler import Weights
+from container.handler import Claim, Weights
 from container.nets import gpt2, packing, sequences, tokenizer
 from container.nets.config import fields
 from handlers.pretrained import pretrained
@@ -16,7 +16,7 @@ from handlers.sampling import Row, choose
 
 #: Tokens of prompts in one run; longer queues of prompts give way in between.
 _PREFILL_TOKENS = 1024
-#: Tokens in one cache; more rows than fit wait for the first to end (GPT-2 small: 74 KB a token, 2.4 GB).
+#: Most tokens in one cache; more rows than fit wait for the first to end (GPT-2 small: 74 KB a token, 2.4 GB).
 _CACHE_TOKENS = 32_768
 
 
@@ -37,6 +37,8 @@ class Gpt2Generator:
         self.weights = weights
         self.layout = layout
         self.limit = layout.config.n_positions
+        #: Bytes of cache that a token takes, in the prompt or behind it.
+        self.token_bytes = gpt2.KvCache.bytes(layout.config, 1, 1, weights[layout.words].element_size())
         self._tokenizer = tokenizer.load(model_dir)
         self._ends = end_tokens(model_dir)
         begin = fields(model_dir).get("bos_token_id", 50256)
@@ -50,12 +52,18 @@ class Gpt2Generator:
         """Return ``tokens`` as text, special ones left out."""
         return str(self._tokenizer.decode(tokens))
 
-    def run(self, rows: list[Row]) -> Iterator[None]:
-        """Continue ``rows`` until all have ended, yielding between tokens."""
+    def run(self, rows: list[Row]) -> Iterator[Claim | None]:
+        """Continue ``rows`` to their ends, as many at a time as the granted cache holds; yield between tokens."""
         waiting = sorted(rows, key=lambda row: len(row.prompt) + row.room)
+        if not waiting:
+            return
+        longest = len(waiting[-1].prompt) + waiting[-1].room
+        most = max(longest, min(_CACHE_TOKENS, longest * len(rows)))
+        claim = Claim(longest * self.token_bytes, most * self.token_bytes)
+        yield claim
         while waiting:
             tokens = len(waiting[-1].prompt) + waiting[-1].room
-            count = max(1, _CACHE_TOKENS // tokens)
+            count = max(1, claim.granted // self.token_bytes // tokens)
             yield from self._together(waiting[-count:], tokens)
             del waiting[-count:]
 
@@ -120,6 +128,8 @@ class TransformersGenerator:
         self.model = pretrained("AutoModelForCausalLM", model_dir)
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
         self.limit = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
+        #: Its cache is transformers' own and not counted.
+        self.token_bytes = 0
 
     def tokenise(self, texts: list[str]) -> list[list[int]]:
         """Return the tokens of each text."""

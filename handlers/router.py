@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from container.errors import BadAnswer, BadInput, BadRequest
-from container.handler import Handler, Parts, Ready
+from container.handler import Claim, Handler, Parts, Ready
 from container.payload import JSON, Payload
 from container.protocol import codecs, media
 from handlers.body import shown
@@ -75,7 +75,7 @@ class Router(Handler):
         """Return each task's outputs, in order."""
         return outcome(self.steps(batch))
 
-    def steps(self, batch: list[Routed]) -> Iterator[list[Any] | Parts | Ready | None]:
+    def steps(self, batch: list[Routed]) -> Iterator[list[Any] | Parts | Ready | Claim | None]:
         """Take the steps of one task after the other; what they yield is told by its place in ``batch``."""
         outputs: list[Any] = [None] * len(batch)
         for name, places in self._groups(batch):
@@ -86,8 +86,8 @@ class Router(Handler):
                     yield Parts({places[index]: piece for index, piece in step.items()})
                 elif isinstance(step, Ready):
                     yield Ready({places[index]: _routed(name, output) for index, output in step.items()})
-                elif step is None:
-                    yield None
+                elif step is None or isinstance(step, Claim):
+                    yield step
                 else:
                     found = list(step)
                     break

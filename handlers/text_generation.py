@@ -11,14 +11,14 @@ Generation runs in steps of one token for all its prompts, between which other m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
-from container.errors import BadInput
-from container.handler import Context, Handler, Parts, Ready
+from container.errors import BadInput, LargerThanTier
+from container.handler import Claim, Context, Handler, Parts, Ready
 from container.nets import checkpoint, gpt2
 from container.nets.config import Unsupported, fields
 from container.payload import Payload
@@ -86,6 +86,7 @@ class TextGeneration(Handler):
     example = Payload(b'{"inputs": "The ship lies at its berth and", "parameters": {"max_new_tokens": 8}}')
 
     _generator: Gpt2Generator | TransformersGenerator
+    _device_room: Callable[[], int] | None = None
 
     @classmethod
     def native(cls, model_dir: Path) -> bool:
@@ -98,6 +99,7 @@ class TextGeneration(Handler):
 
     def load(self, model_dir: Path, context: Context) -> None:
         """See Handler. Raises BadArchive."""
+        self._device_room = context.room
         try:
             config = gpt2.read(fields(model_dir))
             weights = (context.open_weights or checkpoint.read)(model_dir)
@@ -126,6 +128,8 @@ class TextGeneration(Handler):
         if "" in stops:
             raise BadInput("parameter stop holds an empty text, which would stop everything at once")
         room = [_room(wanted, f"inputs[{i}]", len(prompt), self._generator.limit) for i, prompt in enumerate(prompts)]
+        for index, (prompt, more) in enumerate(zip(prompts, room, strict=True)):
+            self._check_cache(f"inputs[{index}]", len(prompt), more)
         taste = Taste(
             wanted.do_sample,
             wanted.temperature,
@@ -138,6 +142,20 @@ class TextGeneration(Handler):
             raise BadInput("only one text can be streamed; send inputs as a text, or leave stream out")
         return Request(texts, single, prompts, room, taste, wanted.seed, stops, wanted.return_full_text, form)
 
+    def _check_cache(self, where: str, prompt: int, more: int) -> None:
+        """Raise LargerThanTier if the keys and values of one text can never lie on the device beside the weights."""
+        a_token = self._generator.token_bytes
+        if self._device_room is None or not a_token:
+            return
+        room = self._device_room()
+        if (prompt + more) * a_token > room:
+            raise LargerThanTier(
+                f"{where} is {prompt} tokens and {more} more are asked for: their keys and values take "
+                f"{(prompt + more) * a_token} bytes ({a_token} a token), and the model's weights leave never more than "
+                f"{room}; ask for at most {max(0, room // a_token - prompt)} (max_new_tokens), or raise "
+                "BERTH_MEMORY_LIMIT"
+            )
+
     def size(self, value: Request) -> int:
         """Return the tokens that the generations may come to, prompts counted: what their caches must hold."""
         return sum(map(len, value.prompts)) + sum(value.room)
@@ -146,8 +164,8 @@ class TextGeneration(Handler):
         """Return [{"generated_text": ...}] a request; for a request that was a list, a list of these."""
         return outcome(self.steps(batch))
 
-    def steps(self, batch: list[Request]) -> Iterator[list[Any] | Parts | Ready | None]:
-        """Yield None between tokens, what is ready when it is, and the answers last.
+    def steps(self, batch: list[Request]) -> Iterator[list[Any] | Parts | Ready | Claim | None]:
+        """Yield the cache's Claim, None between tokens, what is ready when it is, and the answers last.
 
         Holds no thread's state between two steps.
         """
@@ -161,7 +179,10 @@ class TextGeneration(Handler):
         text = self._generator.text
         told = {i: stream.Telling(each.form, text, each.stops) for i, each in enumerate(batch) if each.form}
         waiting = set(range(len(batch)))
-        for _ in self._generator.run([row for each in rows for row in each]):
+        for claim in self._generator.run([row for each in rows for row in each]):
+            if claim is not None:
+                yield claim
+                continue
             ended = {i for i in waiting if all(row.ended for row in rows[i])}
             waiting -= ended
             pieces = {i: telling.piece(rows[i][0].chosen) for i, telling in told.items() if i in waiting}

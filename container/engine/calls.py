@@ -6,6 +6,7 @@ Does not cover: which models there are (``engine/loading``), where their bytes l
 from __future__ import annotations
 
 import asyncio
+import bisect
 import time
 
 from container import log
@@ -24,8 +25,9 @@ from container.errors import (
     ServingError,
 )
 from container.memory.ledger import Ledger
+from container.memory.loans import Loans, busy
 from container.metrics import Metrics
-from container.model.dispatch import Ticket
+from container.model.ticket import Ticket
 from container.payload import Payload
 from container.settings import Settings
 from container.wire import messages as m
@@ -46,12 +48,13 @@ class Calls:
     """All tickets of one engine."""
 
     def __init__(
-        self, settings: Settings, models: Registry, ledger: Ledger, residence: Residence, metrics: Metrics
+        self, settings: Settings, models: Registry, ledger: Ledger, residence: Residence, loans: Loans, metrics: Metrics
     ) -> None:
         self._settings = settings
         self._models = models
         self._ledger = ledger
         self._residence = residence
+        self._loans = loans
         self._metrics = metrics
         self._tickets: dict[tuple[Respond, int], tuple[Ticket, Model]] = {}
         self._queued_bytes = 0
@@ -156,9 +159,11 @@ class Calls:
         def give_back(ticket: Ticket) -> None:
             """Let ``ticket`` wait again: its model has to come up anew before it can be answered."""
             ticket.renew()
+            ticket.repay()
             ticket.settle = answer
             model.in_flight -= 1
-            model.waiting.append(ticket)
+            bisect.insort(model.waiting, ticket, key=lambda each: each.arrived_s)
+            asyncio.get_running_loop().call_soon(self._want_if_waiting, model)
 
         ticket.settle, ticket.give_back = settle, give_back
         self._hand(model, ticket)
@@ -229,6 +234,8 @@ class Calls:
                     await self._residence.renew(model)
                 elif model.at_hand:
                     self._run_waiting(model)
+                    if model.waiting:
+                        await self._lend(model)
                 elif model.residency in (Residency.DISK, Residency.HOST):
                     await self._residence.rise(model, max(ticket.deadline_s for ticket in model.waiting))
                 else:
@@ -244,9 +251,44 @@ class Calls:
             if model.waiting:
                 self.want(model)
 
+    async def _lend(self, model: Model) -> None:
+        """Get the first that waits for ``model`` the memory that its run lacked, and as many more as there is room for.
+
+        The model is not held meanwhile: older requests of others may have its place.
+        """
+        first = model.waiting[0]
+        first.late = busy(model.name, first.needs)
+        self._ledger.queue(model.name, first.arrived_s)
+        try:
+            loan = await self._loans.wait(model.name, first.needs, first.arrived_s, first.deadline_s)
+        except ServingError as error:
+            if first in model.waiting:
+                model.waiting.remove(first)
+                first.dropped = True
+                first.settle(error.to_failure())
+            return
+        if first not in model.waiting or not model.at_hand or model.stale:
+            loan.end()  # its caller is gone, or the model has to come up again first
+            return
+        while True:
+            model.waiting.remove(first)
+            first.loan, first.late = loan, None
+            self._submit(model, first)
+            if not model.waiting or not model.waiting[0].needs:
+                return
+            first = model.waiting[0]
+            more = await self._loans.take(model.name, first.needs, first.needs)
+            if more is None:
+                return
+            if first not in model.waiting or not model.at_hand or model.stale:
+                more.end()
+                return
+            loan = more
+
     def _run_waiting(self, model: Model) -> None:
+        """Submit what waits, up to the first that has to be lent memory before."""
         self._ledger.queue(model.name, None)
-        while model.waiting:
+        while model.waiting and not model.waiting[0].needs:
             ticket = model.waiting.popleft()
             if not ticket.dropped:
                 self._submit(model, ticket)
@@ -293,7 +335,7 @@ class Calls:
             late = [(key, *found) for key, found in self._tickets.items() if found[0].deadline_s <= now]
             for (respond, request_id), ticket, model in late:
                 waited = now - ticket.arrived_s
-                error = ModelTimeout(
+                error = ticket.late or ModelTimeout(
                     f"model {model.name!r} gave no answer within {waited:.1f} s; make the work shorter, or raise "
                     "timeout_s in the archive's berth.json (the platform itself waits 60 s)"
                 )

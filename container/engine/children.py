@@ -23,7 +23,7 @@ from container.host.process import ChildProcess
 from container.memory import probe, sizes
 from container.memory.ledger import Segment
 from container.model import watch
-from container.model.dispatch import Ticket
+from container.model.ticket import Ticket
 from container.payload import Payload
 from container.wire import messages as m
 

@@ -20,6 +20,7 @@ from container.engine.models import Registry
 from container.engine.residence import Residence
 from container.memory.keeper import Keeper
 from container.memory.ledger import Tier
+from container.memory.loans import Loans
 from container.metrics import Metrics
 from container.wire import messages as m
 from container.wire.api import Respond
@@ -35,6 +36,7 @@ class Engine:
         device: str,
         models: Registry,
         keeper: Keeper,
+        loans: Loans,
         residence: Residence,
         calls: Calls,
         loading: Loading,
@@ -43,6 +45,7 @@ class Engine:
         self._device = device
         self._models = models
         self._keeper = keeper
+        self._loans = loans
         self._residence = residence
         self._calls = calls
         self._loading = loading
@@ -112,6 +115,7 @@ class Engine:
             model.manifest.task if model.manifest is not None else "",
             model.kind,
             *_ports(triton),
+            cache_bytes=self._loans.bytes(model.name),
         )
 
     async def ready(self, request: m.Ready) -> m.Status:
@@ -132,6 +136,7 @@ class Engine:
             shared, saved = ledger.account(tier).shared()
             rows.append(("berth_shared_bytes", {"tier": tier.value}, float(shared)))
             rows.append(("berth_saved_bytes", {"tier": tier.value}, float(saved)))
+        rows.append(("berth_cache_bytes", {"tier": Tier.DEVICE.value}, float(self._loans.bytes())))
         tiers = {tier.value: 0 for tier in (*ledger.tiers, Tier.DISK)}
         for model in self._models.all():
             if model.name in ledger:

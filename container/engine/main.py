@@ -41,6 +41,7 @@ from container.memory import mapped
 from container.memory.keeper import Keeper
 from container.memory.known import Known
 from container.memory.ledger import Ledger
+from container.memory.loans import Loans
 from container.metrics import Metrics
 from container.model import resolve, watch
 from container.model.dispatch import Dispatcher
@@ -116,15 +117,17 @@ class Parts:
         dispatcher = Dispatcher(Lanes(count, _tune if compute == "cpu" else None, slots))
         self.keeper = Keeper(Ledger(limits), lambda name, tier: self.residence.sink(name, tier), settings.eviction)
         lanes: Runner
+        loans = Loans(self.keeper, lambda: self.residence.trim())
         if device is None:
             known = Known(self.device, allow_pickle=settings.allow_pickle, share=settings.sharing)
-            lanes = LaneRunner(dispatcher, loaders, ThreadPoolExecutor(1, "sharer"), self.device, known)
+            lanes = LaneRunner(dispatcher, loaders, ThreadPoolExecutor(1, "sharer"), self.device, known, loans.room)
             self.residence = Residence(self.models, self.keeper)
         else:
             movers = ThreadPoolExecutor(_MOVERS, "mover")
-            lanes = TierRunner(dispatcher, loaders, movers, devices.blocks(settings, device, limits))
+            lanes = TierRunner(dispatcher, loaders, movers, devices.blocks(settings, device, limits), loans.room)
             self.residence = TieredResidence(self.models, self.keeper, lanes)
-        self.calls = Calls(settings, self.models, self.keeper.ledger, self.residence, metrics)
+        self.calls = Calls(settings, self.models, self.keeper.ledger, self.residence, loans, metrics)
+        dispatcher.lend = loans.take
         dispatcher.on_idle = self._idle
         dispatcher.on_stale = self.calls.stale
         blocks = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS, watch.BLOCK))
@@ -151,7 +154,9 @@ class Parts:
         self.loading = Loading(
             settings, self.models, self.keeper, self.residence, self.calls, runner_of, loaders, tell, metrics
         )
-        self.engine = Engine(self.device, self.models, self.keeper, self.residence, self.calls, self.loading, metrics)
+        self.engine = Engine(
+            self.device, self.models, self.keeper, loans, self.residence, self.calls, self.loading, metrics
+        )
         room = ", ".join(f"{limit / 2**20:.1f} MiB on the {tier.value} tier" for tier, limit in limits.items())
         _log.info("device %s, %s, %d cores", self.device, room, cores)
 

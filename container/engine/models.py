@@ -14,7 +14,7 @@ from container.engine.lifecycle import Life, Residency, Story
 from container.engine.pace import Pace
 from container.engine.runners import Runner
 from container.errors import BadName, BadPageToken, ModelNotFound
-from container.model.dispatch import Ticket
+from container.model.ticket import Ticket
 from container.payload import Payload
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,256}")

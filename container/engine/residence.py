@@ -74,6 +74,9 @@ class Residence:
         """Sink every idle model, because an allocation of ``model`` failed; return how many sank."""
         return await self._keeper.sink_idle(model.name)
 
+    async def trim(self) -> None:
+        """Give memory of the device that sunk models left back to whoever allocates: nothing to do where it is RAM."""
+
     def lost(self, model: Model) -> None:
         """The process that held the bytes of ``model`` died, and they went with it."""
         if model.residency in (Residency.DEVICE, Residency.SINKING):

@@ -21,7 +21,8 @@ from container.handler import Context, Weights
 from container.memory.known import Known
 from container.memory.ledger import Segment
 from container.model import opening
-from container.model.dispatch import Dispatcher, Ticket
+from container.model.dispatch import Dispatcher
+from container.model.ticket import Ticket
 from container.payload import Payload
 
 
@@ -65,9 +66,13 @@ class Runner(Protocol):
 
 
 class OnLanes:
-    """What all runners on the engine's own lanes have in common. loaders: threads that read files."""
+    """What all runners on the engine's own lanes have in common.
 
-    def __init__(self, dispatcher: Dispatcher, loaders: Executor) -> None:
+    loaders: threads that read files. room: what one claim of a model can ever get.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, loaders: Executor, room: Callable[[str], int]) -> None:
+        self._room = room
         self._dispatcher = dispatcher
         self._loaders = loaders
 
@@ -84,18 +89,32 @@ class OnLanes:
         return self._dispatcher.busy(name)
 
 
-def open_here(name: str, manifest: Manifest, device: str, weights: Callable[[Path], Weights]) -> opening.Opened:
-    """Open a model of ours in this process, on a loader thread; ``weights`` opens a folder. Raises ServingError."""
+def open_here(
+    name: str, manifest: Manifest, device: str, weights: Callable[[Path], Weights], room: Callable[[], int]
+) -> opening.Opened:
+    """Open a model of ours in this process, on a loader thread. Raises ServingError.
+
+    weights: opens a folder. room: see Context.
+    """
     properties = {"model_dir": manifest.model_dir}
+    context = Context(name, device, manifest.settings.options, weights, properties, room)
     with log.bind(model=name):
-        return opening.open_model(manifest, Context(name, device, manifest.settings.options, weights, properties))
+        return opening.open_model(manifest, context)
 
 
 class LaneRunner(OnLanes):
     """Our own handlers, with their weights from ``known``. sharer: one thread, for comparing."""
 
-    def __init__(self, dispatcher: Dispatcher, loaders: Executor, sharer: Executor, device: str, known: Known) -> None:
-        super().__init__(dispatcher, loaders)
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        loaders: Executor,
+        sharer: Executor,
+        device: str,
+        known: Known,
+        room: Callable[[str], int],
+    ) -> None:
+        super().__init__(dispatcher, loaders, room)
         self._sharer = sharer
         self._closer = ThreadPoolExecutor(1, "closer")  # never behind a load, and off the loop: unmapping takes a while
         self._device = device
@@ -110,7 +129,7 @@ class LaneRunner(OnLanes):
     async def bring_up(self, name: str, manifest: Manifest) -> Up:
         """Load on a loader thread, then accept requests."""
         weights = functools.partial(self._known.open, name, manifest)
-        work = functools.partial(open_here, name, manifest, self._device, weights)
+        work = functools.partial(open_here, name, manifest, self._device, weights, functools.partial(self._room, name))
         opened = await asyncio.get_running_loop().run_in_executor(self._loaders, work)
         self._opened[name] = opened
         batch = manifest.settings.batch

@@ -35,8 +35,10 @@ class _Open:
 class TierRunner(OnLanes):
     """A Runner. loaders: threads that read files; movers: threads that wait for copies."""
 
-    def __init__(self, dispatcher: Dispatcher, loaders: Executor, movers: Executor, blocks: Blocks) -> None:
-        super().__init__(dispatcher, loaders)
+    def __init__(
+        self, dispatcher: Dispatcher, loaders: Executor, movers: Executor, blocks: Blocks, room: Callable[[str], int]
+    ) -> None:
+        super().__init__(dispatcher, loaders, room)
         self.blocks = blocks
         self._movers = movers
         self._open: dict[str, _Open] = {}
@@ -103,6 +105,6 @@ class TierRunner(OnLanes):
 
     def _load(self, name: str, manifest: Manifest) -> opening.Opened:
         weights = functools.partial(self.blocks.open, name, manifest)
-        opened = open_here(name, manifest, self.blocks.device.compute, weights)
+        opened = open_here(name, manifest, self.blocks.device.compute, weights, functools.partial(self._room, name))
         self.blocks.rest(name)
         return opened

@@ -74,6 +74,7 @@ _MODEL: Document = {
         "tier": {"type": "string", "enum": ["device", "host", "disk"]},
         "bytes": {"type": "integer", "description": "all bytes of the model"},
         "sharedBytes": {"type": "integer", "description": "the part of them that other models use too"},
+        "cacheBytes": {"type": "integer", "description": "what its running generations take on the device beside them"},
         "reason": {"type": "string", "description": "why it is quarantined"},
         "task": _STRING,
         "kind": _STRING,

@@ -28,8 +28,9 @@ from container.handler import Context, Weights
 from container.host.output import capture_output
 from container.lifeline import die_with_parent
 from container.model import guard, opening, watch
-from container.model.dispatch import Dispatcher, Ticket
+from container.model.dispatch import Dispatcher
 from container.model.lanes import Lanes
+from container.model.ticket import Ticket
 from container.payload import Payload
 from container.settings import Settings
 from container.wire import messages as m

@@ -40,12 +40,18 @@ class Keeper:
         Raises LargerThanTier or NoRoom at once, MemoryBusy when work in flight kept the bytes until ``deadline_s``.
         """
         while True:
-            self._changed.clear()
             try:
-                steps = plan.make_room(self.ledger, tier, name, order=self._coldest[tier], policy=self._policy)
+                await self.reserve_now(name, tier)
             except plan.Wait as wait:
                 await self._wait(deadline_s, name, wait)
                 continue
+            return
+
+    async def reserve_now(self, name: str, tier: Tier = Tier.DEVICE) -> None:
+        """Reserve as ``reserve`` does, waiting only for idle models to sink. Raises plan.Wait, too."""
+        while True:
+            self._changed.clear()
+            steps = plan.make_room(self.ledger, tier, name, order=self._coldest[tier], policy=self._policy)
             demotions = [step for step in steps if isinstance(step, plan.Demote)]
             if not demotions:
                 self.ledger.reserve(name, tier)
@@ -112,25 +118,35 @@ class Keeper:
         except TimeoutError:
             return
 
+    async def change(self, deadline_s: float) -> bool:
+        """Return once something has ended that a plan may have waited for; False if ``deadline_s`` passed first."""
+        try:
+            async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
     def changed(self) -> None:
         """Something ended that a plan may have waited for."""
         self._changed.set()
 
     async def _carry_out(self, demotions: list[plan.Demote]) -> None:
         for step in demotions:
-            entry = self.ledger.entry(step.name) if step.name in self.ledger else None
-            if entry is None or entry.holds or step.name not in self.ledger.used_by(step.source):
-                continue  # called, unloaded or sunk since the plan was made; the next plan will see
-            self.demotions += 1
-            await self._sink(step.name, step.source)
+            # Whoever asked may be cancelled; what has begun to sink arrives all the same.
+            await asyncio.shield(asyncio.ensure_future(self._demote(step)))
+
+    async def _demote(self, step: plan.Demote) -> None:
+        entry = self.ledger.entry(step.name) if step.name in self.ledger else None
+        if entry is None or entry.holds or step.name not in self.ledger.used_by(step.source):
+            return  # called, unloaded or sunk since the plan was made; the next plan will see
+        self.demotions += 1
+        await self._sink(step.name, step.source)
 
     async def _wait(self, deadline_s: float, name: str, wait: plan.Wait) -> None:
-        try:
-            async with asyncio.timeout(max(0.0, deadline_s - time.monotonic())):
-                await self._changed.wait()
-        except TimeoutError:
+        if not await self.change(deadline_s):
             raise MemoryBusy(
                 f"model {name!r} needs {wait.needed_bytes} bytes that {len(wait.for_)} other models held with "
                 "requests in flight until this one's time was up; try again, or raise BERTH_MEMORY_LIMIT",
                 retry_after_s=1.0,
-            ) from None
+            )

@@ -60,6 +60,8 @@ class Entry:
     rises: int = 0
     #: Value of the last model that was demoted when this one was last used (GreedyDual's ageing).
     floor: float = 0.0
+    #: The model whose work these bytes are lent to (``memory/loans``); "" = it is a model itself.
+    owner: str = ""
     #: Recent uses, as the logarithm to base 2 of what they would have been at the beginning (LRFU's ageing).
     heat: float = 0.0
 
@@ -87,7 +89,9 @@ class Ledger:
 
     # ------------------------------------------------------------------ verbs
 
-    def add(self, name: str, segments: Iterable[Segment], *, pinned: bool = False, at: float = 0.0) -> Entry:
+    def add(
+        self, name: str, segments: Iterable[Segment], *, pinned: bool = False, at: float = 0.0, owner: str = ""
+    ) -> Entry:
         """Register ``name``; its bytes are on disk only. Raises BadBooking for a known name or a negative size."""
         if name in self._entries:
             raise BadBooking(f"{name!r} is already in the ledger")
@@ -95,7 +99,7 @@ class Ledger:
         if any(nbytes < 0 for nbytes in sizes.values()):
             raise BadBooking(f"{name!r} has a segment of negative size: {sizes}")
         self._own(name, sizes)
-        entry = self._entries[name] = Entry(name, tuple(sizes), pinned=pinned, used_at=at, heat=self._age)
+        entry = self._entries[name] = Entry(name, tuple(sizes), pinned=pinned, used_at=at, heat=self._age, owner=owner)
         return entry
 
     def reserve(self, name: str, tier: Tier) -> int:
@@ -269,6 +273,12 @@ class Ledger:
     def bytes(self, name: str) -> int:
         """Return the bytes of ``name``, shared ones included."""
         return sum(self.segments(name).values())
+
+    def beside(self, name: str, tier: Tier) -> int:
+        """Return the bytes that there are on ``tier`` beside ``name``, were it alone; from any thread, 0 if unknown."""
+        entry = self._entries.get(name)
+        own = sum(self._bytes.get(segment, 0) for segment in entry.segments) if entry is not None else 0
+        return max(0, self._accounts[tier].limit - own) if entry is not None else 0
 
     def shared_bytes(self, name: str) -> int:
         """Return the part of ``bytes`` that other registered models use too; the rest is unique to ``name``."""

@@ -60,7 +60,8 @@ def make_room(
     """Return the steps after which ``want`` has its room on ``tier``; nothing is changed.
 
     want: the name of a registered model (the last step is its Reserve; [] if it is there already), or a number of
-    bytes that shall be free (only Demotes). order: who goes first, or the models of ``tier`` kept in that order.
+    bytes that shall be free (only Demotes). What is lent to a model's work never takes that model's place. order: who
+    goes first, or the models of ``tier`` kept in that order.
     Raises LargerThanTier, NoRoom (messages for the caller) or Wait.
     """
     name = want if isinstance(want, str) else ""
@@ -71,6 +72,9 @@ def make_room(
     total = sum(segments.values()) if name else int(want)
     missing = sum(account.missing(segments).values()) if name else total
     sums = account.figures()
+    owner = ledger.entry(name).owner if name else ""
+    if owner and total > ledger.beside(owner, tier):
+        raise LargerThanTier(_larger_beside(owner, total, ledger, tier))
     if total > sums.limit:
         raise LargerThanTier(_larger(name, total, sums.limit, tier))
     if name in account.leaving:
@@ -81,12 +85,15 @@ def make_room(
     if short <= sums.leaving:  # enough is on its way out: evicting more would empty the tier twice
         raise Wait(missing, account.leaving)
     if policy == "platform":
+        lent = [one for one in account.used_by if ledger.entry(one).owner] if owner else []
+        if lent and short <= sums.leaving + sum(map(ledger.bytes, lent)):
+            raise Wait(missing, lent)
         raise NoRoom(_no_room(name, missing, sums.free, tier, "BERTH_EVICTION=platform forbids sinking others"))
     short -= sums.leaving
-    victims = _choose(ledger, account, _idle(ledger, tier, order), short, segments)
+    victims = _choose(ledger, account, _idle(ledger, tier, order, owner), short, segments)
     if victims is None:  # all of the idle ones together are not enough, so that looking at everybody is no loss
-        idle = list(_idle(ledger, tier, order))
-        queued, busy = _others(ledger, tier, name)
+        idle = list(_idle(ledger, tier, order, owner))
+        queued, busy = _others(ledger, tier, name, owner)
         victims = _choose(ledger, account, idle + queued, short, segments)
         if victims is None and _choose(ledger, account, idle + queued + busy, short, segments) is not None:
             raise Wait(missing, {*busy, *account.leaving})
@@ -116,23 +123,23 @@ def idle_models(ledger: Ledger, tier: Tier, *, order: Order | Coldest = lru) -> 
     return [Demote(name, tier, _below(ledger, name, tier)) for name in _idle(ledger, tier, order)]
 
 
-def _idle(ledger: Ledger, tier: Tier, order: Order | Coldest) -> Iterator[str]:
+def _idle(ledger: Ledger, tier: Tier, order: Order | Coldest, spared: str = "") -> Iterator[str]:
     """Yield the models that nobody holds, pins or waits for, in the order in which they would go."""
     for name in order if isinstance(order, Coldest) else ranked(ledger, tier, order):
         entry = ledger.entry(name)
-        if not entry.holds and not entry.pinned and entry.queued_since is None:
+        if name != spared and not entry.holds and not entry.pinned and entry.queued_since is None:
             yield name
 
 
-def _others(ledger: Ledger, tier: Tier, asker: str) -> tuple[list[str], list[str]]:
+def _others(ledger: Ledger, tier: Tier, asker: str, spared: str = "") -> tuple[list[str], list[str]]:
     """Return (queued but younger than the asker's wait, busy for now), each in the order they would go."""
     since = ledger.entry(asker).queued_since if asker else None
     queued: list[tuple[float, str]] = []
     account = ledger.account(tier)
-    busy = [name for name in account.reserved_by if not ledger.entry(name).pinned]
+    busy = [name for name in account.reserved_by if name != spared and not ledger.entry(name).pinned]
     for name in account.used_by:
         entry = ledger.entry(name)
-        if entry.pinned or (not entry.holds and entry.queued_since is None):
+        if name == spared or entry.pinned or (not entry.holds and entry.queued_since is None):
             continue
         if not entry.holds and since is not None and entry.queued_since is not None and entry.queued_since > since:
             queued.append((-entry.queued_since, name))  # who has waited least goes first
@@ -213,6 +220,15 @@ def _larger(name: str, total: int, limit: int, tier: Tier) -> str:
         f"{_subject(name)} needs {_size(total)} and the limit of the {tier.value} tier is {_size(limit)}: it "
         f"can never fit, whatever else is unloaded; raise {_setting(tier)} to at least "
         f"{total} bytes, or serve it in a smaller dtype"
+    )
+
+
+def _larger_beside(owner: str, total: int, ledger: Ledger, tier: Tier) -> str:
+    limit = ledger.figures(tier).limit
+    return (
+        f"a request to {_subject(owner)} needs {_size(total)} beside the model's own {_size(ledger.bytes(owner))}, and "
+        f"the limit of the {tier.value} tier is {_size(limit)}: ask for less, or raise {_setting(tier)} to at least "
+        f"{ledger.bytes(owner) + total} bytes"
     )
 
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-import msgspec
-
-from container.errors import Failure, Restarting
-from container.handler import Handler, Parts
+from container.errors import Restarting
+from container.handler import Claim, Handler, Parts
 from container.model import pipeline, queues
 from container.model.lanes import Job, Lanes
 from container.model.pipeline import Results
-from container.payload import Payload
+from container.model.ticket import Loan, Ticket
 
 #: A model whose last QUICK_RUNS batches all stayed under QUICK_S runs on the event loop itself: handing a no-op to
 #: another thread and back costs more than the no-op (measured: 146 against 67 µs a call). One slow batch ends it.
@@ -29,64 +27,6 @@ QUICK_RUNS = 100
 GRACE_S = 0.5
 #: Units of ``Handler.size`` in one run; tokens for texts. About what keeps two cores busy without hurting the tail.
 BUDGET = 4096
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One request on its way; ``settle`` is called exactly once unless the ticket is dropped or given back first.
-
-    Times are seconds of CLOCK_MONOTONIC. ``on_drop`` tells whoever has the work that nobody waits for it any more.
-    part: takes pieces of the answer before ``settle`` is called; None = they are gathered into one answer.
-    give_back: takes the ticket when its model cannot answer it as it is now; None = it cannot be given back. most: no
-    more than this many in a batch, now and for the model's later requests; 0 = as the manifest says.
-    """
-
-    payload: Payload
-    settle: Callable[[Payload | Failure], None]
-    arrived_s: float
-    deadline_s: float = float("inf")
-    on_drop: Callable[[], None] | None = None
-    dropped: bool = False
-    part: Callable[[Payload], None] | None = None
-    give_back: Callable[[Ticket], None] | None = None
-    most: int = 0
-    _pieces: list[Payload] | None = None
-
-    def begin(self, piece: Payload) -> None:
-        """Hand a piece of the answer on, or keep it for the whole."""
-        if self._pieces is None:
-            self._pieces = []
-        if self.part is None:
-            self._pieces.append(piece)
-        else:
-            self.part(piece)
-
-    def end(self, result: Payload | Failure) -> None:
-        """Settle with ``result``, or for an answer in pieces with what is left of it."""
-        self.dropped = True
-        if self._pieces is not None and isinstance(result, Payload):
-            if self.part is not None:  # as a piece, for a large Answer could overtake the pieces before it
-                self.part(result)
-                result = msgspec.structs.replace(result, body=b"")
-            elif self._pieces:
-                body = b"".join([*(piece.body for piece in self._pieces), result.body])
-                result = msgspec.structs.replace(self._pieces[0], body=body)
-        self.settle(result)
-
-    @property
-    def may_repeat(self) -> bool:
-        """Whether the work can be done once more: nothing of the answer has gone out."""
-        return self.part is None or self._pieces is None
-
-    def renew(self) -> None:
-        """Be as before the work began."""
-        self.dropped, self.on_drop, self._pieces = False, None, None
-
-    def drop(self) -> None:
-        """Forget the request; what already runs of it runs to its end for nothing."""
-        self.dropped = True
-        if self.on_drop is not None:
-            self.on_drop()
 
 
 @dataclass(slots=True)
@@ -122,6 +62,10 @@ class Dispatcher:
         self.on_idle: Callable[[str], None] = lambda name: None
         #: Called with a model's name when it is not fresh any more; its tickets have been given back, or will be.
         self.on_stale: Callable[[str], None] = lambda name: None
+        #: Asked for (model, least, most) bytes beside its weights: a loan of at least ``least``, None = not now. It
+        #: does not wait for others' work. Not set: nobody counts, and every claim is granted.
+        self.lend: Callable[[str, int, int], Awaitable[Loan | None]] | None = None
+        self._lending: set[asyncio.Task[None]] = set()
         lanes.on_free = self.pump
 
     def open(
@@ -215,11 +159,7 @@ class Dispatcher:
     def _start(self, station: _Station) -> None:
         if self._gone_stale(station):
             return
-        waiting = station.queue
-        size = queues.next_batch(len(waiting), station.max_items, self._lanes.free, station.handler.reentrant)
-        tickets = [ticket for ticket in (waiting.popleft() for _ in range(size)) if not ticket.dropped]
-        if not waiting:
-            self._waiting.pop(station.name, None)
+        tickets = self._take(station)
         if not tickets:
             self._settle_idle(station)
             return
@@ -247,19 +187,61 @@ class Dispatcher:
             """Note that one caller less waits for the job."""
             job.unwanted += 1
 
+        def on_claim(claim: Claim) -> None:
+            """See to the memory that the job stands still for."""
+            task = asyncio.get_running_loop().create_task(self._grant(station, tickets, job, loans, claim))
+            self._lending.add(task)
+            task.add_done_callback(self._lending.discard)
+
         def on_done(busy_s: float) -> None:
             """Count the batch and learn from its time."""
+            for loan in loans:
+                loan.end()
             station.running -= 1
             station.item_s += 0.2 * (busy_s / len(tickets) - station.item_s)
             station.quick_runs = station.quick_runs + 1 if busy_s < QUICK_S else 0
             self._settle_idle(station)
 
+        loans = [ticket.loan for ticket in tickets if ticket.loan is not None]
         payloads = [ticket.payload for ticket in tickets]
         steps = pipeline.answer(station.handler, payloads, BUDGET, station.max_items)
         job = Job(station.name, steps, len(tickets), on_results, on_done, station.timeout_s + GRACE_S, on_parts)
+        if self.lend is not None:
+            job.on_claim = on_claim
         for ticket in tickets:
-            ticket.on_drop = on_drop
+            ticket.on_drop, ticket.loan = on_drop, None
         self._lanes.start(job, here=station.quick_runs >= QUICK_RUNS)
+
+    def _take(self, station: _Station) -> list[Ticket]:
+        """Take the next batch from the queue; [] if nobody of it waits any more."""
+        waiting = station.queue
+        size = queues.next_batch(len(waiting), station.max_items, self._lanes.free, station.handler.reentrant)
+        lent = waiting[0].loan is not None  # what has its bytes does not share a run with what has to claim them yet
+        size = next((at for at in range(size) if (waiting[at].loan is not None) != lent), size)
+        tickets = [ticket for ticket in (waiting.popleft() for _ in range(size)) if not ticket.dropped]
+        if not waiting:
+            self._waiting.pop(station.name, None)
+        return tickets
+
+    async def _grant(self, station: _Station, tickets: list[Ticket], job: Job, loans: list[Loan], claim: Claim) -> None:
+        """Let a run have what it claims, or as much as there is; if that is too little, its requests wait elsewhere."""
+        assert self.lend is not None
+        have = sum(loan.bytes for loan in loans)
+        if have < claim.most and job.wanted:
+            more = await self.lend(station.name, max(0, claim.least - have), claim.most - have)
+            if more is not None:
+                loans.append(more)
+                have += more.bytes
+        if have >= claim.least and job.wanted:
+            claim.granted = min(have, claim.most)
+            self._lanes.go_on(job)
+            return
+        job.steps.close()  # type: ignore[attr-defined]
+        for ticket in tickets:
+            ticket.needs = claim.least
+        self._give_back(tickets)
+        job.on_done(job.busy_s)
+        self.pump()
 
     def _gone_stale(self, station: _Station) -> bool:
         """Return whether the files under the model are others now; then nothing of it starts any more."""

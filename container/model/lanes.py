@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from container import log
 from container.errors import Internal
-from container.handler import Parts
+from container.handler import Claim, Parts
 from container.model import watch
 from container.model.pipeline import Results
 
@@ -35,24 +35,31 @@ _NO_SLOT = watch.Slot(mmap.mmap(-1, mmap.PAGESIZE), 0, 0)
 class Job:
     """One batch of one model on its way through a lane.
 
-    steps: yields results as they are ready, Parts of them, and None between steps. count: how many results are due in
-    all. on_results / on_done / on_parts: called on the event loop; on_done gets the seconds spent in lanes. allowed_s:
-    seconds without Parts after which it counts as hung. unwanted: results that nobody waits for any more; when no
-    others are due, the job ends at its next step.
+    steps: yields results as they are ready, Parts of them, Claims, and None between steps. count: how many results are
+    due in all. on_results / on_done / on_parts / on_claim: called on the event loop. on_done gets the seconds spent in
+    lanes. After on_claim the job stands still until ``Lanes.go_on``, or its owner gives it up; None = it has what it
+    claims. allowed_s: seconds without Parts after which it counts as hung. unwanted: results that nobody waits for
+    any more; when no others are due, the job ends at its next step.
     """
 
     model: str
-    steps: Iterator[Results | Parts | None]
+    steps: Iterator[Results | Parts | Claim | None]
     count: int
     on_results: Callable[[Results], None]
     on_done: Callable[[float], None]
     allowed_s: float = 60.0
     on_parts: Callable[[Parts], None] = lambda parts: None
+    on_claim: Callable[[Claim], None] | None = None
     busy_s: float = 0.0
     given: int = 0
     unwanted: int = 0
     #: ``busy_s`` when the last Parts came.
     alive_s: float = 0.0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits for a result that is not given yet."""
+        return self.given + self.unwanted < self.count
 
 
 class Lanes:
@@ -100,8 +107,7 @@ class Lanes:
         """Run ``job`` on a free lane; ``here``: on the event loop itself, for jobs known to take microseconds."""
         self._busy += 1
         if here:
-            results, paused, busy_s = self._advance(job, self._slots[self.count])
-            self._loop.call_soon(self._back, job, results, paused, busy_s)
+            self._loop.call_soon(self._back, job, *self._advance(job, self._slots[self.count]))
         else:
             self._jobs.put(job)
 
@@ -112,6 +118,11 @@ class Lanes:
         self.start(self._paused.popleft())
         return True
 
+    def go_on(self, job: Job) -> None:
+        """Let ``job``, whose claim is granted, have a lane again."""
+        self._paused.append(job)
+        self.on_free()
+
     def close(self) -> None:
         """Let the threads end once they are free."""
         for _ in range(self.count):
@@ -121,34 +132,37 @@ class Lanes:
         while (job := self._jobs.get()) is not None:
             if self._tune is not None:
                 self._tune(self._busy)
-            results, paused, busy_s = self._advance(job, slot)
+            came_to = self._advance(job, slot)
             try:
-                self._loop.call_soon_threadsafe(self._back, job, results, paused, busy_s)
+                self._loop.call_soon_threadsafe(self._back, job, *came_to)
             except RuntimeError:  # the loop has closed: the process is going down
                 return
 
-    def _advance(self, job: Job, slot: watch.Slot) -> tuple[Results, bool, float]:
-        """Return the results not reported yet, whether the job only made way, and the seconds this took."""
+    def _advance(self, job: Job, slot: watch.Slot) -> tuple[Results, bool | Claim, float]:
+        """Return the results not reported yet, whether the job only made way or for what, and the seconds this took."""
         started = time.perf_counter()
         slot.enter("predict", job.model, job.allowed_s - (job.busy_s - job.alive_s))
         results, paused = self._run_steps(job, started, slot)
         slot.leave()
         return results, paused, time.perf_counter() - started
 
-    def _run_steps(self, job: Job, started: float, slot: watch.Slot) -> tuple[Results, bool]:
+    def _run_steps(self, job: Job, started: float, slot: watch.Slot) -> tuple[Results, bool | Claim]:
         try:
             for results in job.steps:
                 if isinstance(results, Parts):
                     self._loop.call_soon_threadsafe(job.on_parts, results)
                     job.alive_s = job.busy_s + time.perf_counter() - started
                     slot.enter("predict", job.model, job.allowed_s)
+                elif isinstance(results, Claim):
+                    if job.on_claim is not None and job.wanted:
+                        return [], results
                 elif results:
                     job.given += len(results)
                     if job.given >= job.count:
                         job.steps.close()  # type: ignore[attr-defined]
                         return results, False
                     self._loop.call_soon_threadsafe(job.on_results, results)
-                if job.given + job.unwanted >= job.count:
+                if not job.wanted:
                     job.steps.close()  # type: ignore[attr-defined]
                     return [], False
                 if self.contended and time.perf_counter() - started > SLICE_S:
@@ -158,11 +172,14 @@ class Lanes:
         failure = Internal(Internal.TEXT).to_failure()
         return [(index, failure) for index in range(job.count)], False
 
-    def _back(self, job: Job, results: Results, paused: bool, busy_s: float) -> None:
+    def _back(self, job: Job, results: Results, paused: bool | Claim, busy_s: float) -> None:
         self._busy -= 1
-        self.gave_way = paused
+        self.gave_way = paused is True
         job.busy_s += busy_s
-        if paused:
+        if isinstance(paused, Claim):
+            assert job.on_claim is not None
+            job.on_claim(paused)
+        elif paused:
             self._paused.append(job)
         else:
             job.on_results(results)  # before on_done, so that "idle" means answered, too

@@ -16,7 +16,7 @@ from typing import Any
 
 from container import log
 from container.errors import BadAnswer, Failure, OutOfMemory, ServingError
-from container.handler import Handler, Parts, Ready
+from container.handler import Claim, Handler, Parts, Ready
 from container.model import adopt, attempt, blame, guard, v2_bridge
 from container.model.batches import cut
 from container.payload import Payload
@@ -27,12 +27,14 @@ _END = object()
 Results = list[tuple[int, Payload | Failure]]
 
 
-def answer(handler: Handler, payloads: list[Payload], budget: int, max_items: int) -> Iterator[Results | Parts | None]:
+def answer(
+    handler: Handler, payloads: list[Payload], budget: int, max_items: int
+) -> Iterator[Results | Parts | Claim | None]:
     """Yield (index, Payload or Failure) for each of ``payloads``, once, as soon as a batch is done.
 
     budget: units of ``handler.size`` in one run, padding included. max_items: inputs in one run. None is yielded
-    between the steps of long work, Parts when pieces of answers are ready (by index into ``payloads``); the caller may
-    go on on another thread. Never raises.
+    between the steps of long work, Parts when pieces of answers are ready (by index into ``payloads``), a Claim before
+    memory is taken; the caller may go on on another thread. Never raises.
     """
     name = handler.registered_name
     answers = _answers(handler, payloads, budget, max_items)
@@ -47,7 +49,7 @@ def answer(handler: Handler, payloads: list[Payload], budget: int, max_items: in
 
 def _answers(
     handler: Handler, payloads: list[Payload], budget: int, max_items: int
-) -> Iterator[Results | Parts | None]:
+) -> Iterator[Results | Parts | Claim | None]:
     failed: Results = []
     items: list[tuple[int, Any]] = []
     sizes: list[int] = []
@@ -65,7 +67,9 @@ def _answers(
         yield from _run(handler, [items[place] for place in batch], payloads)
 
 
-def _run(handler: Handler, batch: list[tuple[int, Any]], payloads: list[Payload]) -> Iterator[Results | Parts | None]:
+def _run(
+    handler: Handler, batch: list[tuple[int, Any]], payloads: list[Payload]
+) -> Iterator[Results | Parts | Claim | None]:
     """One run of predict and what becomes of it; who has an answer already, or pieces of one, is not run again."""
     request_id = payloads[batch[0][0]].request_id if len(batch) == 1 else ""
     steps = _ask(request_id, handler.steps, [value for _, value in batch])
@@ -81,6 +85,9 @@ def _run(handler: Handler, batch: list[tuple[int, Any]], payloads: list[Payload]
                 yield Parts({rest[place][0]: piece for place, piece in early.items()})
             elif outputs is None:
                 yield [_answered(handler, rest.pop(place), output, payloads) for place, output in early.items()]
+        elif isinstance(outputs, Claim):
+            claim, outputs = outputs, None
+            yield claim
         elif outputs is None:
             yield None
     if not isinstance(outputs, ServingError):

@@ -155,7 +155,8 @@ class Port(msgspec.Struct, frozen=True, array_like=True):
 class Description(msgspec.Struct, frozen=True, array_like=True, tag=36):
     """One model. state: loading | ready | draining | quarantined. tier: device | host | disk.
 
-    version, inputs, outputs: of a Triton archive only, as its config.pbtxt declares them.
+    version, inputs, outputs: of a Triton archive only, as its config.pbtxt declares them. cache_bytes: what its running
+    generations have on the device beside ``bytes``.
     """
 
     id: int
@@ -171,6 +172,7 @@ class Description(msgspec.Struct, frozen=True, array_like=True, tag=36):
     version: str = ""
     inputs: list[Port] = []
     outputs: list[Port] = []
+    cache_bytes: int = 0
 
 
 #: State of an engine that is not yet through the models it was started with.

@@ -13,8 +13,9 @@ import uvloop
 
 from container.errors import Failure
 from container.handler import Handler
-from container.model.dispatch import QUICK_RUNS, Dispatcher, Ticket
+from container.model.dispatch import QUICK_RUNS, Dispatcher
 from container.model.lanes import Lanes
+from container.model.ticket import Ticket
 from container.payload import Payload
 
 

@@ -12,8 +12,9 @@ import pytest
 from container.errors import Failure
 from container.handler import Handler, Parts, Ready
 from container.model import pipeline
-from container.model.dispatch import Dispatcher, Ticket
+from container.model.dispatch import Dispatcher
 from container.model.lanes import Lanes
+from container.model.ticket import Ticket
 from container.payload import Payload
 
 
