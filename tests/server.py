@@ -21,16 +21,15 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def free_port(*, low: bool = False) -> int:
-    """A port that is free now; low: one that multi-model-server takes, under 32,767."""
-    for port in random.sample(range(20_000, 32_000), 50) if low else [0]:
+def free_port() -> int:
+    """A port that is free now, and that no outgoing connection will be given; multi-model-server takes it, too."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 50):
         with socket.socket() as sock:
             try:
                 sock.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            found: int = sock.getsockname()[1]
-            return found
+            return port
     raise AssertionError("no free port between 20000 and 32000")
 
 
@@ -39,7 +38,7 @@ class Server:
 
     def __init__(self, base: Path, *arguments: str, **environ: str) -> None:
         self.base = base
-        self.port = free_port(low=environ.get("BERTH_DOOR") == "mms")
+        self.port = free_port()
         self.log_path = base / "server.log"
         (base / "models").mkdir(parents=True, exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("BERTH_", "SAGEMAKER_"))}
@@ -93,7 +92,7 @@ class Server:
         except psutil.NoSuchProcess:
             return []
 
-    def pid_of(self, part: str, timeout_s: float = 15) -> int:
+    def pid_of(self, part: str, timeout_s: float = 60) -> int:
         """Return the pid of "engine", "guests" or "front" (gunicorn's master); waits for one that is being replaced."""
         marks = {"engine": "container.engine.main", "guests": "container.host.child", "front": "container.front.main"}
         deadline = time.monotonic() + timeout_s

@@ -144,7 +144,7 @@ FAULTS: dict[str, Callable[[Server], None]] = {
 def _kill_engine(server: Server) -> None:
     engine = server.pid_of("engine")
     os.kill(engine, signal.SIGKILL)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             if server.pid_of("engine") != engine:

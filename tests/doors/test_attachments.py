@@ -60,7 +60,7 @@ def gone(server: Server, name: str, within_s: float = 10) -> bool:
 
 
 def ask(link: Link, name: str, body: bytes = b"[1]") -> bytes:
-    (result,) = link.invoke(name, [Payload(body)], time.monotonic() + 10)
+    (result,) = link.invoke(name, [Payload(body)], time.monotonic() + 60)
     assert isinstance(result, Payload), result
     return result.body
 
@@ -87,7 +87,7 @@ def test_several_requests_of_one_connection_run_together_and_come_back_in_order(
     write_handler(server.folder("many"), ECHO)
     one = link("many")
     bodies = [b"%d" % number for number in range(20)]
-    results = one.invoke("many", [Payload(body) for body in bodies], time.monotonic() + 10)
+    results = one.invoke("many", [Payload(body) for body in bodies], time.monotonic() + 60)
     assert [result.body for result in results if isinstance(result, Payload)] == bodies
 
 
@@ -120,7 +120,7 @@ def test_hanging_up_during_the_load_leaves_nothing(server: Server, link: Callabl
         f"from container.mms.link import *; Link({str(run_dir / 'engine.sock')!r}, 'dies', Attachment{held}).connect()"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as holder:
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while server.http.get("/models/left").status_code == 404 and time.monotonic() < until:
             time.sleep(0.01)
         holder.kill()

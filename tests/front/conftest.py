@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from container.settings import Settings
+from tests.server import free_port
 
 from .double import Engine, Running
 
@@ -28,9 +29,7 @@ class Front:
 
     def __init__(self, folder: Path, **environ: str) -> None:
         self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port()
         self._environ = {
             "PATH": os.environ.get("PATH", ""),
             "PYTHONPATH": str(ROOT),
@@ -51,10 +50,10 @@ class Front:
         command = [sys.executable, "-m", "gunicorn", "-c", "python:container.front.gunicorn_conf"]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=self.folder, env=self._environ, stderr=log, stdout=log)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             try:
-                httpx.get(f"{self.url}/ping")
+                httpx.get(f"{self.url}/ping", timeout=60)
                 return self
             except httpx.HTTPError:
                 assert self.process.poll() is None, self.log_path.read_text()
@@ -75,12 +74,12 @@ class Front:
         return [json.loads(line) for line in self.log_path.read_text().splitlines()]
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
 
     def wait_healthy(self) -> None:
-        deadline = time.monotonic() + 10
-        while httpx.get(f"{self.url}/ping").status_code != 200:
-            assert time.monotonic() < deadline, httpx.get(f"{self.url}/ping").text
+        deadline = time.monotonic() + 60
+        while httpx.get(f"{self.url}/ping", timeout=60).status_code != 200:
+            assert time.monotonic() < deadline, httpx.get(f"{self.url}/ping", timeout=60).text
             time.sleep(0.02)
 
 
@@ -108,5 +107,5 @@ def engine(front: Front) -> Engine:
 
 @pytest.fixture
 def client(front: Front) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=front.url, timeout=20) as client:
+    with httpx.Client(base_url=front.url, timeout=60) as client:
         yield client

@@ -23,6 +23,7 @@ class Engine:
         self.held: list[tuple[m.Invoke, Respond]] = []
         self.counted: dict[tuple[str, int], int] = {}
         self.models: dict[str, str] = {}
+        self.state = "ready"
         self.loop: asyncio.AbstractEventLoop
 
     def invoke(self, request: m.Invoke, respond: Respond) -> None:
@@ -103,7 +104,7 @@ class Engine:
         return m.Description(request.id, request.name, url, "ready", "device", 1000, 250, "", "echo", "handler")
 
     async def ready(self, request: m.Ready) -> m.Status:
-        return m.Status(request.id, "ready", "cpu", 1)
+        return m.Status(request.id, self.state, "cpu", 1)
 
     async def stats(self, request: m.Stats) -> m.Figures:
         rows = [("berth_models", {"tier": "device"}, 3.0), ("berth_wait_seconds_bucket", {"le": "0.1"}, 1.0)]

@@ -54,7 +54,7 @@ def test_an_answer_that_breaks_off_ends_without_the_last_chunk(front: Front, eng
     assert b"a " in got
     assert not got.endswith(b"0\r\n\r\n")
     with pytest.raises(httpx.RemoteProtocolError):
-        httpx.post(f"{front.url}/models/breaks_off/invoke", content=b"a b")
+        httpx.post(f"{front.url}/models/breaks_off/invoke", content=b"a b", timeout=60)
 
 
 def test_what_fails_before_its_first_piece_has_its_status(engine: Engine, client: httpx.Client) -> None:

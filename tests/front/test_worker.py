@@ -136,7 +136,7 @@ def test_connections_over_the_cap_are_told_to_come_back_when_all_others_are_at_w
             for each in (writer, *(writer for _, writer in kept)):
                 each.close()
                 await each.wait_closed()
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 60
             while serving.worker.nr_conns:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.01)
@@ -167,7 +167,7 @@ def test_a_client_that_reads_nothing_is_let_go_and_one_that_reads_slowly_is_not(
                 await ask_for_30_mb(serving, reading)
                 await ask_for_30_mb(serving, sleeping)
                 got = len(await loop.sock_recv(reading, 100_000))
-                deadline = time.monotonic() + 20
+                deadline = time.monotonic() + 60
                 while len(serving.worker.connections) > 1 or got < 30_000_000:
                     got += len(await loop.sock_recv(reading, 100_000))
                     await asyncio.sleep(0 if len(serving.worker.connections) == 1 else 0.01)
@@ -185,7 +185,7 @@ def test_a_client_that_does_not_read_its_last_answer_is_let_go(monkeypatch: pyte
         async with Serving() as serving:
             with socket.socket() as stream:
                 await ask_for_30_mb(serving, stream)
-                deadline = time.monotonic() + 5
+                deadline = time.monotonic() + 60
                 while serving.worker.nr == 0 and not serving.worker.connections:
                     await asyncio.sleep(0.01)
                 (connection,) = serving.worker.connections

@@ -322,7 +322,7 @@ TALKS = """
 def test_print_and_logging_carry_model_and_request(server: Server) -> None:
     load(server, "talks", TALKS)
     assert server.invoke("talks", 1, x_amzn_sagemaker_inference_id="voyage-7").status_code == 200
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         lines = [line for line in server.log_lines() if "ahoy from" in line["message"]]
         if len(lines) == 2:

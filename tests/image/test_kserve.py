@@ -47,7 +47,7 @@ def test_the_pod_serves_every_model_of_its_storage(open_path: Path) -> None:
         container.wait_until_up()
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert container.http.get(pod[probe]["httpGet"]["path"]).status_code == 200, probe
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while container.http.get("/v2/models/adds/ready").status_code != 200:
             assert time.monotonic() < deadline, container.log()
             time.sleep(0.05)

@@ -75,7 +75,7 @@ def test_killing_a_process_costs_only_what_was_in_flight(tmp_path: Path, part: s
         for _ in range(40):
             pings.append(server.http.get("/ping").status_code)
             time.sleep(0.1)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if server.invoke("bert", {"inputs": "a b"}).status_code == server.invoke("echo", [1]).status_code == 200:
                 break
@@ -111,7 +111,7 @@ def test_nothing_is_left_when_the_supervisor_itself_is_killed(tmp_path: Path) ->
     assert len(family) >= 4
     server.process.kill()
     server.process.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(process.is_running() for process in family) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert [process.cmdline() for process in family if process.is_running()] == []

@@ -59,7 +59,7 @@ def test_what_others_share_is_not_said_to_be_free_until_the_last_is_gone(server:
         shutil.copytree(original, server.folder(name))
         server.load(name).raise_for_status()
     size = server.describe("twin1")["bytes"]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while server.describe("twin1")["sharedBytes"] != size and time.monotonic() < deadline:
         time.sleep(0.02)  # equal weights are compared and joined beside the road
     assert server.describe("twin1")["sharedBytes"] == size
