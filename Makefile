@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml .ci/setup.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH="$(TORCH)" TORCH_INDEX_URL="$(TORCH_INDEX_URL)" sh .ci/setup.sh
 	@touch $@
 
-demo: setup ## three kinds of models behind one endpoint, started and invoked (KEEP=1 leaves it running)
+demo: setup ## four kinds of models behind one endpoint, and what their memory does (KEEP=1 leaves it running)
 	@$(BIN)/python -m local_test.demo
 
 test: setup ## the tests

@@ -4,8 +4,9 @@
     KEEP=1 make demo                leaves server and endpoint running and says how to talk to them
 
 Builds the archives under .demo/archives at the first run (about a minute), starts berth and the endpoint stand-in on
-free loopback ports, asks every model something a person can check, shrinks the memory until models must make room for
-each other, and stops what it started. Exit code 1 when an answer is wrong or something does not start.
+free loopback ports, asks every model something a person can check, under a memory limit that makes models give way to
+each other, shows twenty copies of one model in the memory of one, and four models answering where two have room, and
+stops what it started. Exit code 1 when an answer is wrong or something does not start.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from local_test import archives
+from local_test import archives, demo_memory
 from local_test import demo_checks as checks
 from local_test.demo_session import Session, run
 from local_test.learning import NotLearnt
-from local_test.processes import ROOT, NotStarted, Process, free_port
+from local_test.processes import ROOT, NotStarted, Process, free_port, server_environment
 from local_test.terminal import heading, say
 
 ARCHIVES = ROOT / ".demo" / "archives"
@@ -43,7 +44,7 @@ def main() -> int:
         built = _build()
         with ExitStack() as stack:
             session = _start(stack, built)
-            wrong = run(session)
+            wrong = [*run(session), *demo_memory.run(ARCHIVES / "sentences.tar.gz", session.place)]
             if keep:
                 _say_how_to_talk(session)
                 stack.pop_all()
@@ -78,7 +79,8 @@ def _start(stack: ExitStack, built: list[archives.Built]) -> Session:
     base, port = place / "ml", free_port()
     (base / "models").mkdir(parents=True)
     limit = checks.memory_limit([archives.weights_bytes(each.file) for each in built])
-    server = Process("the server", ["container", "serve"], _environment(place, port, limit), place / "server.log")
+    environment = server_environment(place, port, BERTH_MEMORY_LIMIT=str(limit))
+    server = Process("the server", ["container", "serve"], environment, place / "server.log")
     stack.callback(server.stop)
     url = f"http://127.0.0.1:{port}"
     took_s = server.wait_ready(f"{url}/ping", within_s=60)
@@ -92,19 +94,6 @@ def _start(stack: ExitStack, built: list[archives.Built]) -> Session:
     endpoint_url = endpoint.first_line()
     say(f"  the endpoint stand-in plays SageMaker on {endpoint_url} (pid {endpoint.pid})")
     return Session(endpoint_url, _ENDPOINT, url, place, {"server": server, "endpoint": endpoint})
-
-
-def _environment(place: Path, port: int, limit: int) -> dict[str, str]:
-    """Return the server's environment: the caller's, less what would change the demo."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("BERTH_", "SAGEMAKER_")) or k == "BERTH_DEVICE"}
-    return {
-        **kept,
-        "SAGEMAKER_BIND_TO_PORT": str(port),
-        "SAGEMAKER_BASE_DIR": str(place / "ml"),
-        "SAGEMAKER_MULTI_MODEL": "true",
-        "BERTH_STATE_DIR": str(place / "state"),
-        "BERTH_MEMORY_LIMIT": str(limit),
-    }
 
 
 def _say_how_to_talk(session: Session) -> None:

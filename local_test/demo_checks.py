@@ -23,10 +23,14 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
 
 def near_and_far(vectors: Any) -> tuple[float, float]:
     """Return cosine(SENTENCE, NEAR) and cosine(SENTENCE, FAR). Raises ValueError for another answer than 3 vectors."""
+    sentence, near, far = _three(vectors)
+    return cosine(sentence, near), cosine(sentence, far)
+
+
+def _three(vectors: Any) -> list[list[float]]:
     if not isinstance(vectors, list) or [len(v) for v in vectors if isinstance(v, list)] != [384] * 3:
         raise ValueError(f"expected three vectors of 384 numbers, got {str(vectors)[:100]}")
-    sentence, near, far = vectors
-    return cosine(sentence, near), cosine(sentence, far)
+    return vectors
 
 
 def written(answer: Any) -> str:
@@ -73,3 +77,17 @@ def memory_limit(weights_bytes: Sequence[int]) -> int:
     """
     largest, second = sorted(weights_bytes, reverse=True)[:2]
     return largest + second // 2
+
+
+def same_vectors(one: Any, other: Any) -> bool:
+    """Say whether two answers are the same vectors up to the last digits. Raises ValueError for other answers."""
+    pairs = zip(_three(one), _three(other), strict=True)
+    return all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-5) for xs, ys in pairs for a, b in zip(xs, ys, strict=True))
+
+
+def kept_once(one: int, all_: int, size: int) -> bool:
+    """Say whether further copies took no bytes of their own: one may be whole now that was only touched in part before.
+
+    one, all_: memory of the server with one copy and with all; size: bytes of a copy's weights.
+    """
+    return all_ - one < size

@@ -80,6 +80,38 @@ class Process:
         self._child.wait()
 
 
+def memory_bytes(root: int) -> int | None:
+    """Return what ``root`` and its descendants take, pages they share counted once; None where no /proc tells."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # gone meanwhile
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    ours, grown = {root}, True
+    while grown:
+        more = {pid for pid, parent in parents.items() if parent in ours} - ours
+        ours |= more
+        grown = bool(more)
+    total = 0
+    for pid in ours:
+        with suppress(OSError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total or None
+
+
+def server_environment(place: Path, port: int, **settings: str) -> dict[str, str]:
+    """Return the environment of a server under ``place``: the caller's, less what would change the demo."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("BERTH_", "SAGEMAKER_")) or k == "BERTH_DEVICE"}
+    return {
+        **kept,
+        "SAGEMAKER_BIND_TO_PORT": str(port),
+        "SAGEMAKER_BASE_DIR": str(place / "ml"),
+        "SAGEMAKER_MULTI_MODEL": "true",
+        "BERTH_STATE_DIR": str(place / "state"),
+        **settings,
+    }
+
+
 def free_port() -> int:
     """Return a port of the loopback interface that nobody listens on now."""
     with socket.socket() as probe:

@@ -62,3 +62,16 @@ def test_under_the_limit_the_largest_fits_but_the_two_largest_do_not_together(si
     limit = checks.memory_limit(sizes)
     largest, second = sorted(sizes, reverse=True)[:2]
     assert largest <= limit < largest + second
+
+
+def test_vectors_are_the_same_up_to_the_last_digits_only():
+    one = [vector(1.0), vector(3.0, 4.0), vector(0.0, 2.0)]
+    assert checks.same_vectors(one, [vector(1.00000001), *one[1:]])
+    assert not checks.same_vectors(one, [vector(1.01), *one[1:]])
+    with pytest.raises(ValueError, match="expected three vectors"):
+        checks.same_vectors(one, one[:2])
+
+
+@pytest.mark.parametrize("more, once", [(0, True), (99, True), (100, False), (1900, False)])
+def test_copies_are_kept_once_if_all_together_take_less_than_one_more(more, once):
+    assert checks.kept_once(300, 300 + more, 100) is once
