@@ -14,12 +14,14 @@ RUN python3 -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/
 
 # ------------------------------------------- environment: what we depend on; of this stage only /opt/berth is kept
 FROM base AS environment
-# An optional, ignored folder of the builder's machine: extra/ca.crt for pip, extra/wheels/ before any index.
+# An optional, ignored folder of the builder's machine: extra/ca.crt and extra/pip.conf (lines of its section [global])
+# for pip, extra/wheels/ before any index.
 COPY requirements/torch.txt extra* /extra/
 RUN mkdir -p /extra/wheels \
     && { printf '[global]\nno-cache-dir = true\nno-compile = true\ndisable-pip-version-check = true\n'; \
          printf 'find-links = /extra/wheels\nroot-user-action = ignore\n'; \
-         test ! -f /extra/ca.crt || echo 'cert = /extra/ca.crt'; } > /etc/pip.conf \
+         test ! -f /extra/ca.crt || echo 'cert = /extra/ca.crt'; \
+         test ! -f /extra/pip.conf || cat /extra/pip.conf; } > /etc/pip.conf \
     && python3 -m venv /opt/berth
 # torch stands outside the hashed lock: its build is chosen by the machine it is for.
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu

@@ -88,7 +88,15 @@ if [ -z "$image" ]; then
         IMAGE=$image sh .ci/image.sh >&2
     fi
 elif [ -z "$dry" ]; then
-    docker image inspect "$image" >/dev/null 2>&1 || fail "there is no image $image here"
+    docker version >/dev/null 2>&1 || fail "no docker engine answers: start docker (as root: sh .ci/docker.sh start)"
+    docker image inspect "$image" >/dev/null 2>&1 || fail "there is no image $image here: 'make image' builds berth:dev"
+fi
+if [ -z "$dry" ]; then
+    built=$(docker image inspect -f '{{.Os}}/{{.Architecture}}' "$image")
+    [ "$built" = linux/amd64 ] || fail "$image is for $built; SageMaker runs linux/amd64: build it without --image"
+    label=com.amazonaws.sagemaker.capabilities.multi-models
+    [ "$(docker image inspect -f "{{index .Config.Labels \"$label\"}}" "$image")" = true ] \
+        || fail "$image lacks the label $label=true, and SageMaker would refuse it: is it berth's?"
 fi
 if [ -z "$registry" ]; then
     if [ -n "$dry" ]; then

@@ -2,7 +2,8 @@
 # A docker engine for the verbs that need one.  sh .ci/docker.sh start | stop | tools
 # start: nothing where one answers; else, as root, Debian's docker.io is installed if missing and dockerd started, apart
 # from this terminal. stop: ends the engine that start has started, no other.
-# tools: docker-registry and docker-compose are installed if they are missing; the tests start and end them themselves.
+# tools: docker-registry, docker-compose and a client that can drive BuildKit (one with buildx, or Debian's docker.io,
+# which needs none) are installed if they are missing; the tests start and end them themselves.
 set -eu
 
 STARTED=/run/berth-dockerd.pid
@@ -42,10 +43,21 @@ stop() {
     for _ in $(seq 100); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.2; done
 }
 
+drives_buildkit() { # buildx, or a client from before version 23
+    docker buildx version >/dev/null 2>&1 && return
+    for client in $(printf '%s/docker ' $(echo "$PATH" | tr : ' ')); do
+        if "$client" --version 2>/dev/null | grep -qE 'version (1[0-9]|2[0-2])\.'; then return; fi
+    done
+    return 1
+}
+
 tools() {
     missing=""
     command -v docker-registry >/dev/null || missing="docker-registry"
     command -v docker-compose >/dev/null || docker compose version >/dev/null 2>&1 || missing="$missing docker-compose"
+    if ! drives_buildkit; then
+        if apt-cache show docker-buildx >/dev/null 2>&1; then missing="$missing docker-buildx"; else missing="$missing docker.io"; fi
+    fi
     [ -n "$missing" ] || return 0
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || fail "missing here: apt-get install $missing"
     echo "== $missing"

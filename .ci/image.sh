@@ -61,6 +61,10 @@ choose_torch() {
     fail "no $TORCH to be had: set TORCH_INDEX_URL, or put its wheel into extra/wheels/"
 }
 
+EXTRAS=${EXTRAS-$(sed -n 's/^ARG EXTRAS="\(.*\)"/\1/p' Dockerfile)}
+for extra in $EXTRAS; do
+    [ -f "requirements/$extra.lock" ] || fail "there is no extra '$extra'; there are:$(cd requirements && ls ./*.lock | grep -v core | sed 's|./\(.*\)\.lock| \1|' | tr -d '\n')"
+done
 sh .ci/docker.sh start
 choose_base
 choose_torch
@@ -68,11 +72,13 @@ version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' container/__init__.py)
 revision=$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 # SageMaker takes docker's media types and no index: buildx would add attestations, and with them one.
 plain="--platform linux/amd64"
-if docker buildx version >/dev/null 2>&1; then plain="$plain --provenance=false --sbom=false --output type=docker"; fi
+if docker buildx build --help 2>/dev/null | grep -q -- --provenance; then
+    plain="$plain --provenance=false --sbom=false --output type=docker"
+fi
 echo "== $IMAGE from $base"
 began=$(date +%s)
 if ! docker build $plain --network=host -t "$IMAGE" --build-arg BASE_IMAGE="$base" --build-arg TORCH_INDEX_URL="$index" \
-    --build-arg EXTRAS="${EXTRAS-$(sed -n 's/^ARG EXTRAS="\(.*\)"/\1/p' Dockerfile)}" --build-arg VERSION="$version" --build-arg REVISION="$revision" . >build.log 2>&1; then
+    --build-arg EXTRAS="$EXTRAS" --build-arg VERSION="$version" --build-arg REVISION="$revision" . >build.log 2>&1; then
     tail -25 build.log >&2
     fail "docker build failed (build.log)"
 fi

@@ -100,7 +100,8 @@ class Supervisor:
             self._lock = (run_dir / "lock").open("w")
         except OSError as error:
             raise SystemExit(
-                f"cannot write to the state folder {self._settings.state_dir}: {error.strerror}; set BERTH_STATE_DIR"
+                f"cannot write to the state folder {self._settings.state_dir}: {error.strerror}; set BERTH_STATE_DIR "
+                "to one that can be written (a read-only container: docker run --tmpfs /var/lib/berth)"
             ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,9 +185,7 @@ class Supervisor:
                 case m.Up():
                     self._on_up(message)
                 case m.Fatal():
-                    _log.error("giving up: %s", message.reason)
-                    self._status = 1
-                    self._stop()
+                    self._give_up(message.reason)
 
     def _on_up(self, up: m.Up) -> None:
         _log.info("engine is ready on %s with %d models registered", up.device, len(self._registry))
@@ -219,6 +218,9 @@ class Supervisor:
             self._on_control()
         if self._stop_by_s is not None:
             return
+        if _refused(died):
+            self._give_up("the engine refuses its settings (above)", 2)
+            return
         now = time.monotonic()
         inside = self._page.clear(died.si_pid)
         self._judge(inside, _how(died))
@@ -231,16 +233,13 @@ class Supervisor:
         if len(self._engine_deaths) > DEATHS and now - self._engine_deaths[0] < WINDOW_S:
             self._unhealthy.write_text(f"the engine died {len(self._engine_deaths)} times within {WINDOW_S:.0f} s")
             if self._settings.door == "mms":
-                _log.error("giving up: Java's /ping cannot tell the platform that this instance is not worth keeping")
-                self._status = 1
-                self._stop()
+                self._give_up("Java's /ping cannot tell the platform that this instance is not worth keeping")
                 return
         if len(self._engine_deaths) > 1 and now - self._engine_deaths[-2] < 1.0:
             time.sleep(1.0)  # an engine that dies at once must not fill the log
         if not self._front_pid and len(self._engine_deaths) > DEATHS:
-            _log.error("giving up: the engine does not start")
-            self._status = 1
-            self._stop()
+            killed = " (killed: has the container the memory for it? --memory 1g is enough)" if _killed(died) else ""
+            self._give_up(f"the engine does not start{killed}")
             return
         self._start_engine()
 
@@ -251,11 +250,8 @@ class Supervisor:
             return
         failed = died.si_code == os.CLD_EXITED and died.si_status != 0  # not: killed, or Java died under the mms door
         if failed and time.monotonic() - self._front_born_s < FRONT_LEAST_S:
-            _log.error(
-                "giving up: the HTTP server does not start (%s); is port %d free?", _how(died), self._settings.port
-            )
-            self._status = 1
-            self._stop()
+            why = "above" if _refused(died) else f"{_how(died)}; is port {self._settings.port} free?"
+            self._give_up(f"the HTTP server does not start ({why})", 2 if _refused(died) else 1)
             return
         _log.error("the HTTP server died (%s); starting a new one", _how(died))
         self._start_front()
@@ -280,6 +276,12 @@ class Supervisor:
                 self._registry[name] = msgspec.structs.replace(entry, deaths=deaths, reason=reason)
 
     # -------------------------------------------------------------------- stop
+
+    def _give_up(self, why: str, status: int = 1) -> None:
+        """Stop with an exit status that says so. status: 2 where a setting is to be mended."""
+        _log.error("giving up: %s", why)
+        self._status = status
+        self._stop()
 
     def _stop(self) -> None:
         """First the front finishes what it has, then the engine goes."""
@@ -312,6 +314,16 @@ def _how(died: os.waitid_result) -> str:
     if died.si_code == os.CLD_EXITED:
         return f"exit status {died.si_status}"
     return f"killed by {signal.Signals(died.si_status).name}"
+
+
+def _refused(died: os.waitid_result) -> bool:
+    """Return whether a process ended because its settings cannot be met, which another try would not change."""
+    return died.si_code == os.CLD_EXITED and died.si_status == os.EX_CONFIG
+
+
+def _killed(died: os.waitid_result) -> bool:
+    """Return whether SIGKILL ended a process: the kernel's way when a container's memory is full."""
+    return died.si_code == os.CLD_KILLED and died.si_status == signal.SIGKILL
 
 
 def serve(settings: Settings, first: list[m.Registered]) -> int:

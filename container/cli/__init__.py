@@ -10,7 +10,7 @@ from importlib import import_module
 from container import __version__
 from container.settings import BadSetting
 
-#: verb -> module; imported only when used, so that ``berth --help`` is instant.
+#: verb -> module; a verb that is named is imported alone, so that a server does not carry what others need.
 VERBS = {
     "serve": "container.cli.serve",
     "check": "container.cli.check",
@@ -27,8 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"berth {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     wanted = list(sys.argv[1:] if argv is None else argv)
-    for verb, where in VERBS.items():
-        module = import_module(where)
+    named = next((word for word in wanted if not word.startswith("-")), "")
+    for verb in [named] if named in VERBS else VERBS:
+        module = import_module(VERBS[verb])
         about, _, examples = (module.__doc__ or "").partition("\n\n")
         added = verbs.add_parser(
             verb, help=about, description=about, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter

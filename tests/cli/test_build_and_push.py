@@ -14,12 +14,17 @@ from tests.cli.cloud import ACCOUNT, NOBODY, REGION, environ, moto_cloud
 from tests.server import ROOT
 
 HOST = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com"
-#: Notes arguments and what comes on stdin; the image has a digest.
+#: Notes arguments and what comes on stdin; the image has a digest. BUILT and LABEL are what it says of itself.
 DOCKER = """#!/bin/sh
 echo "$@" >> "$NOTES/arguments"
-case "$1 $2" in
-    "login "*) cat > "$NOTES/stdin" ;;
-    "image inspect") echo "@HOST@/berth@sha256:0123" ;;
+case "$*" in
+    login*) cat > "$NOTES/stdin" ;;
+    version) exit "${ENGINE:-0}" ;;
+    *Architecture*) echo "${BUILT:-linux/amd64}" ;;
+    *Labels*) echo "${LABEL-true}" ;;
+    "image inspect"*nowhere*) exit 1 ;;
+    "image inspect"*) echo "@HOST@/berth@sha256:0123" ;;
+    push*) exit "${PUSHED:-0}" ;;
 esac
 """
 
@@ -115,3 +120,31 @@ def test_each_thing_that_is_missing_is_named(
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert asked_of_docker(notes) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "where", "words"),
+    [
+        ("berth:dev", {"ENGINE": "1"}, "no docker engine answers: start docker"),
+        ("nowhere:dev", {}, "there is no image nowhere:dev here: 'make image'"),
+        ("berth:dev", {"BUILT": "linux/arm64"}, "is for linux/arm64; SageMaker runs linux/amd64"),
+        ("nginx:1", {"LABEL": "<no value>"}, "lacks the label com.amazonaws.sagemaker.capabilities.multi-models=true"),
+        ("berth:dev", {"PUSHED": "1"}, "cannot push 127.0.0.1:9/berth:"),
+    ],
+)
+def test_an_image_that_sagemaker_would_refuse_or_that_is_not_there_is_told_before_it_is_pushed(
+    notes: Path, image: str, where: dict[str, str], words: str
+) -> None:
+    done = push(notes, NOBODY | where, "--registry", "127.0.0.1:9", "--image", image)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert words in done.stderr
+    pushed = [line for line in asked_of_docker(notes) if line.startswith("push")]
+    assert len(pushed) == ("PUSHED" in where)
+
+
+def test_without_docker_it_says_so_first(notes: Path) -> None:
+    (notes / "bin" / "docker").unlink()
+    (notes / "bin" / "dirname").symlink_to("/usr/bin/dirname")
+    command = ["/bin/bash", str(ROOT / "build_and_push.sh"), "--registry", "127.0.0.1:9"]
+    done = subprocess.run(command, env=environ(PATH=str(notes / "bin")), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "build_and_push.sh: docker is not installed\n")

@@ -15,7 +15,7 @@ import pytest
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
-from container.cli import aws, deployment, endpoint, invoke, sagemaker
+from container.cli import aws, deployment, endpoint, invoke, sagemaker, shelf
 from tests.cli.test_deployment import WISH
 
 NOW = datetime(2026, 1, 1)
@@ -64,6 +64,33 @@ def waiting(*answers: dict[str, Any], limit_s: float = 60) -> str | None:
 
 def test_waiting_ends_when_the_endpoint_is_in_service_with_what_was_wished() -> None:
     assert waiting(seen("Creating"), seen("Creating"), seen("InService")) is None
+
+
+def test_a_terminal_sees_the_seconds_pass_and_a_log_one_line_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    said = {}
+    for out in (io.StringIO(), Terminal()):
+        monkeypatch.setattr("sys.stderr", out)
+        assert waiting(seen("Creating"), seen("Creating"), seen("InService")) is None
+        said[out.isatty()] = out.getvalue()
+    assert said[False] == "      0 s  Creating\n     20 s  InService\n"
+    assert said[True].split("\r\x1b[2K") == ["", "      0 s  Creating", "     10 s  Creating", "     20 s  InService\n"]
+
+
+def test_an_upload_shows_a_bar_on_a_terminal_and_one_line_in_a_log() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for out, last in ((Terminal(), "a.tar.gz [" + "#" * 30 + "] 4 of 4 MiB"), (io.StringIO(), "a.tar.gz: 4.0 MiB in")):
+        with shelf.Bar("a.tar.gz", 4 << 20, out) as bar:
+            for _ in range(4):
+                bar.add(1 << 20)
+        assert last in out.getvalue().splitlines()[-1].rpartition("\r")[2]
+        assert ("[" + "#" * 15 + " " in out.getvalue()) is out.isatty()
 
 
 def test_a_rollback_is_told_apart_from_success() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 
 from tests.image.container import IMAGE, Container, contained, docker
+from tests.server import ROOT
 
 #: What `make test-image` reports beside passed and failed.
 FIGURES: dict[str, str] = {}
+LONGEST = ["test_mms", "test_push", "test_build", "test_hurry"]
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +24,16 @@ def image() -> dict[str, Any]:
     """What docker knows of the image."""
     inspected: list[dict[str, Any]] = json.loads(docker("image", "inspect", IMAGE))
     return inspected[0]
+
+
+@pytest.fixture(scope="session")
+def mms_image() -> str:
+    """The image with multi-model-server and Java and no other extra, built as a user builds it."""
+    environ = os.environ | {"IMAGE": "berth:mms", "EXTRAS": "mms"}
+    done = subprocess.run(["sh", ".ci/image.sh"], cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    FIGURES["EXTRAS=mms is built in"] = done.stdout.rpartition("built in ")[2].strip()
+    return environ["IMAGE"]
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +60,23 @@ def open_path(tmp_path: Path) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is here: `make test` leaves it to `make test-image`."""
+    """Mark what is here: `make test` leaves it to `make test-image`. The longest come first, for two workers."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.image)
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand a worker's figures over to whoever prints."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["figures"] = FIGURES
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take them over."""
+    FIGURES.update(getattr(node, "workeroutput", {}).get("figures", {}))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

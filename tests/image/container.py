@@ -89,9 +89,9 @@ class Container(Server):
 
 
 @contextlib.contextmanager
-def contained(base: Path, *options: str, **environ: str) -> Iterator[Container]:
+def contained(base: Path, *options: str, image: str = IMAGE, **environ: str) -> Iterator[Container]:
     """One container for a test; it must end by itself with status 0."""
-    container = Container(base, *options, **environ)
+    container = Container(base, *options, image=image, **environ)
     try:
         yield container.wait_until_up()
         status = container.stop()

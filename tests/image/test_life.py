@@ -6,13 +6,12 @@ import concurrent.futures
 import json
 import struct
 import time
-from datetime import datetime
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.image.container import Container, contained
+from tests.image.container import contained
 from tests.makers import tiny_bert
 from tests.server import write_handler
 
@@ -38,7 +37,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_models_of_ours_and_of_others_are_served(open_path: Path, way: str, figures: dict[str, str]) -> None:
+def test_models_of_ours_and_of_others_are_served(open_path: Path, way: str) -> None:
     with contained(open_path, *WAYS[way]) as container:
         tiny_bert(container.folder("bert"))
         write_handler(container.folder("echo"), ECHO)
@@ -46,20 +45,9 @@ def test_models_of_ours_and_of_others_are_served(open_path: Path, way: str, figu
         for name in ("bert", "echo"):
             assert container.load(name).status_code == 200, container.log()
         assert len(container.invoke("bert", {"inputs": "a b c"}).raise_for_status().json()) == 32
-        if way == "as root":
-            figures["docker run to the first answer"] = f"{time.monotonic() - container.began_s:.1f} s"
-            figures["container start to engine ready"] = f"{seconds_to_ready(container):.1f} s"
         assert container.invoke("echo", [1, 2]).json() == [1, 2]
         assert container.unload("bert").status_code == 200
         assert container.names() == ["echo"]
-
-
-def seconds_to_ready(container: Container) -> float:
-    """Return the time from docker's start of the container to the engine's first word that it is ready."""
-    lines = [json.loads(line) for line in container.log().splitlines() if line.startswith("{")]
-    ready = next(line["time"] for line in lines if line["message"].startswith("engine is ready"))
-    started = container.state()["StartedAt"][:26].rstrip("Z") + "+00:00"
-    return (datetime.fromisoformat(ready) - datetime.fromisoformat(started)).total_seconds()
 
 
 def test_a_folder_of_models_is_served_without_a_word_of_http(open_path: Path) -> None:
