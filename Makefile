@@ -9,7 +9,7 @@ STAMP := $(VENV)/.setup-stamp
 TORCH := $(shell cat requirements/torch.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test retest lint fix types chaos bench image test-image lock clean
+.PHONY: help setup demo test retest lint fix types chaos soak bench image test-image lock clean
 
 help: ## list the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ types: setup ## mypy, strict
 
 chaos: setup ## break the real server: fuzzed parsers, the fault table (under 3 minutes)
 	@$(BIN)/python -m tests.chaos
+
+soak: setup ## mixed traffic and faults, every answer checked, creep judged (MINUTES=10 KEEP=--keep)
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(KEEP)
 
 bench: setup ## figures beside the neighbours' (bench/README.md)
 	@$(BIN)/python -m bench $(ROWS)

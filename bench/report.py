@@ -65,7 +65,7 @@ class Goal:
 
 @dataclass(slots=True)
 class Report:
-    """The outcome of one row. samples: everything that was measured, for the JSON file."""
+    """The outcome of one row. samples: everything that was measured, for the JSON file; plots: SVG by name."""
 
     row: str
     title: str
@@ -73,6 +73,7 @@ class Report:
     goals: list[Goal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     samples: dict[str, Any] = field(default_factory=dict)
+    plots: dict[str, str] = field(default_factory=dict)
 
     def text(self, machine: Machine, command: str) -> str:
         """Return the whole report in Markdown."""
@@ -86,11 +87,16 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def keep(self, machine: Machine, command: str, folder: Path = RESULTS) -> Path:
-        """Write JSON and Markdown into ``folder``; return the path of the latter."""
+        """Write JSON, plots and Markdown into ``folder``; return the path of the last."""
         folder.mkdir(parents=True, exist_ok=True)
         stem = f"{machine.date[:10]}-{machine.slug}-{self.row}"
         everything = {"machine": dataclasses.asdict(machine), "command": command, **dataclasses.asdict(self)}
+        del everything["plots"]
         (folder / f"{stem}.json").write_text(json.dumps(everything, indent=1) + "\n")
+        shown = ""
+        for name, plot in self.plots.items():
+            (folder / f"{stem}-{name}.svg").write_text(plot)
+            shown += f"\n![{name}]({stem}-{name}.svg)\n"
         page = folder / f"{stem}.md"
-        page.write_text(self.text(machine, command))
+        page.write_text(self.text(machine, command) + shown)
         return page

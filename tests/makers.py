@@ -1,8 +1,9 @@
-"""Tiny seeded models of the built-in kinds, written as Hugging Face folders without the help of transformers."""
+"""Tiny seeded models of the built-in kinds, written as Hugging Face folders without transformers' help; a wheel."""
 
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import torch
@@ -59,3 +60,14 @@ def tiny_bert(folder: Path, seed: int = 0, *, hidden: int = 32, layers: int = 2)
     (folder / "vocab.txt").write_text("\n".join([*WORDS, *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]))
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 64}))
     return folder
+
+
+def wheel(folder: Path, version: str) -> None:
+    """A package ``greeting`` of ``version``, small enough to write by hand."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"greeting-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"greeting-{version}-py3-none-any.whl", "w") as archive:
+        archive.writestr("greeting.py", f"VERSION = {version!r}\n")
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: greeting\nVersion: {version}\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")

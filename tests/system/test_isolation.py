@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.makers import tiny_bert
+from tests.makers import tiny_bert, wheel
 from tests.server import Server, running, write_handler
 
 FINE = """
@@ -25,17 +24,6 @@ def misbehaving(when: str, what: str) -> str:
     """A handler that does ``what`` for the input ``when`` and answers any other."""
     imports = "import ctypes, os, re, sys, time, threading\n"
     return imports + FINE.replace("return batch", f"if batch[0] == {when!r}:\n            {what}\n        return batch")
-
-
-def wheel(folder: Path, version: str) -> None:
-    """A package ``greeting`` of ``version``, small enough to write by hand."""
-    folder.mkdir(parents=True, exist_ok=True)
-    info = f"greeting-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"greeting-{version}-py3-none-any.whl", "w") as archive:
-        archive.writestr("greeting.py", f"VERSION = {version!r}\n")
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: greeting\nVersion: {version}\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
 
 
 def until(server: Server, name: str, state: str, timeout_s: float = 60) -> dict[str, object]:
