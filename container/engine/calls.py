@@ -250,6 +250,8 @@ class Calls:
             model.rising = None
             if model.waiting:
                 self.want(model)
+            else:  # its callers may all have given up
+                self._residence.unwanted(model)
 
     async def _lend(self, model: Model) -> None:
         """Get the first that waits for ``model`` the memory that its run lacked, and as many more as there is room for.

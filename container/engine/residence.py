@@ -43,6 +43,7 @@ class Residence:
         self.promotions += 1
         model.stale = False
         model.reside("at_device")
+        self._keeper.changed()  # it may go again from here on, and somebody may wait for that
         await self._keeper.fit(model.name)
         self._join(model)
 
@@ -98,6 +99,12 @@ class Residence:
         if model.held:
             model.held = False
             self._ledger.unhold(model.name)
+            self._keeper.changed()
+
+    def unwanted(self, model: Model) -> None:
+        """Nothing waits for ``model`` any more: others may have its place."""
+        if model.name in self._ledger:
+            self._ledger.queue(model.name, None)
             self._keeper.changed()
 
     async def _ascend(self, model: Model, deadline_s: float) -> None:

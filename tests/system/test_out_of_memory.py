@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from container.memory.sizes import checkpoint_bytes
@@ -63,6 +64,7 @@ from container.handler import Handler
 
 class Ballast(Handler):
     def load(self, model_dir, context):
+        time.sleep(context.options.get("load_s", 0))
         self.weights_bytes = context.options["bytes"]
 
     def predict(self, batch):
@@ -72,8 +74,9 @@ class Ballast(Handler):
 """
 
 
-def ballast(server: Server, name: str, nbytes: int, **berth: Any) -> str:
-    write_handler(server.folder(name), BALLAST, options={"bytes": nbytes}, **berth)
+def ballast(server: Server, name: str, nbytes: int, load_s: float = 0, **berth: Any) -> str:
+    folder = write_handler(server.folder(name), BALLAST, options={"bytes": nbytes, "load_s": load_s}, **berth)
+    (folder / "weights.pt").write_bytes(bytes(nbytes))  # so that it is known before it is loaded
     return name
 
 
@@ -224,6 +227,33 @@ def test_held_by_work_in_flight_is_waited_for_then_503(tmp_path: Path) -> None:
             assert server.invoke("patient", 0).status_code == 200
             assert slow.result().status_code == 200
         assert server.invoke("hasty", 0).status_code == 200
+
+
+def test_who_waits_for_room_gets_it_as_soon_as_a_model_that_nobody_calls_has_come_up(tmp_path: Path) -> None:
+    with running(tmp_path, BERTH_MEMORY_LIMIT="1000") as server:
+        ballast(server, "waits", 700, timeout_s=8.0)
+        ballast(server, "comes", 700, load_s=1.0)
+        server.load("waits").raise_for_status()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            load = pool.submit(server.load, "comes")
+            time.sleep(0.5)
+            answer = server.invoke("waits", 0)
+            assert answer.status_code == 200, answer.text
+            assert load.result().status_code == 200
+
+
+def test_callers_that_give_up_while_their_model_rises_do_not_keep_it_from_sinking(tmp_path: Path) -> None:
+    with running(tmp_path, BERTH_MEMORY_LIMIT="1000") as server:
+        ballast(server, "slow", 700, load_s=1.0)
+        ballast(server, "other", 700, timeout_s=8.0)
+        for name in ("slow", "other"):
+            server.load(name).raise_for_status()
+        with pytest.raises(httpx.ReadTimeout):
+            server.http.post("/models/slow/invoke", json=0, timeout=0.4)
+        for _ in range(2):
+            answer = server.invoke("other", 0)
+            assert answer.status_code == 200, answer.text
+            server.invoke("slow", 0).raise_for_status()
 
 
 def test_pinned_models_never_sink_and_the_rest_is_507(tmp_path: Path) -> None:
