@@ -36,6 +36,13 @@ class Metrics:
         buckets[bisect.bisect_left(BOUNDS_S, seconds)] += 1
         buckets[-1] += seconds
 
+    def forget(self, **labels: str) -> None:
+        """Drop every count that has these labels: what they name is gone for good."""
+        gone = labels.items()
+        for kept in (self._counters, self._histograms):
+            for key in [key for key in kept if gone <= dict(key[1]).items()]:
+                del kept[key]
+
     def rows(self) -> list[Row]:
         """Return everything counted, histograms as ``_bucket`` (cumulative, ``le``), ``_sum`` and ``_count``."""
         rows: list[Row] = [(name, dict(labels), value) for (name, labels), value in self._counters.items()]

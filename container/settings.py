@@ -75,13 +75,6 @@ def _device(text: str) -> str:
     return text
 
 
-def _port_range(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text)
-    if match is None or not 0 < int(match[1]) <= int(match[2]) < 65536:
-        raise ValueError("LOW-HIGH, both ports")
-    return int(match[1]), int(match[2])
-
-
 def _service(text: str) -> str:
     if not re.fullmatch(r"/.+\.py:\w+", text):
         raise ValueError("a file and its function or class, /path/service.py:handle")
@@ -128,9 +121,6 @@ class Settings:
     )
     base_dir: Path = _setting(
         "SAGEMAKER_BASE_DIR", Path, Path("/opt/ml"), "models are loaded only from its `models` and `model` folders"
-    )
-    safe_port_range: tuple[int, int] | None = _setting(
-        "SAGEMAKER_SAFE_PORT_RANGE", _port_range, None, "ports a second listener may use (the mms door)", ""
     )
     max_payload_mib: int = _setting(
         "SAGEMAKER_MAX_PAYLOAD_IN_MB", _whole(1, 1024), 25, "largest request body, in MiB; beyond it 413"
@@ -206,7 +196,9 @@ class Settings:
     door: Literal["http", "mms"] = _setting(
         "BERTH_DOOR", _switch("http", "mms"), "http", "mms: multi-model-server's Java front (`serve --door mms`)"
     )
-    metrics_per_model: bool = _setting("BERTH_METRICS_PER_MODEL", _on_off, False, "a `model` label in /metrics", "off")
+    metrics_per_model: bool = _setting(
+        "BERTH_METRICS_PER_MODEL", _on_off, False, "on: /metrics counts invocations by model, too", "off"
+    )
     log_level: str = _setting(
         "BERTH_LOG_LEVEL", _switch("debug", "info", "warning", "error"), "info", "least level that is logged"
     )

@@ -74,11 +74,6 @@ def train(text: str, folder: Path, recipe: Recipe) -> None:
     )
 
 
-def continuation(text: str, prompt: str) -> str:
-    """Return what follows ``prompt`` in ``text``. Raises ValueError if it is not in there."""
-    return text[text.index(prompt) + len(prompt) :]
-
-
 def _tokenizer(text: str, recipe: Recipe) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -50,7 +50,6 @@ def test_an_unknown_name_of_ours_names_the_nearest_and_the_platforms_are_left_al
         ("SAGEMAKER_BIND_TO_PORT", "99999"),
         ("SAGEMAKER_BIND_TO_PORT", "-1"),
         ("BERTH_QUEUE_LENGTH", "0"),
-        ("SAGEMAKER_SAFE_PORT_RANGE", "9-1"),
         ("BERTH_EVICTION", "never"),
     ],
 )

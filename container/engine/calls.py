@@ -70,8 +70,13 @@ class Calls:
         try:
             self._accept(request, respond)
         except ServingError as error:
-            self._metrics.add("berth_invocations_total", code=error.code)
+            self._metrics.add("berth_invocations_total", 1, code=error.code, **self._named(request.model or SINGLE))
             respond(m.Answer(request.id, error.to_failure()))
+
+    def _named(self, model: str) -> dict[str, str]:
+        """The label of a model's figures, if it is wanted; "" for a name that nobody has registered."""
+        known = self._models.get(model) is not None
+        return {"model": model if known else ""} if self._settings.metrics_per_model else {}
 
     def _accept(self, request: m.Invoke, respond: Respond) -> None:
         model = self._models.get(request.model or SINGLE)
@@ -96,20 +101,19 @@ class Calls:
         self._queued_bytes += size
 
         def settle(result: Payload | Failure) -> None:
-            """Answer the caller, with everything counted before."""
-            # All bookkeeping before the answer, so that whoever gets it may call again at once.
+            """Answer the caller, after all bookkeeping: whoever is answered may call again at once."""
             self._tickets.pop(key, None)
             self._queued_bytes -= size
             code = result.code if isinstance(result, Failure) else "ok"
-            self._metrics.add("berth_invocations_total", code=code)
+            named = self._named(model.name)
+            self._metrics.add("berth_invocations_total", 1, code=code, **named)
             ended = time.monotonic()
-            self._metrics.observe("berth_invocation_seconds", ended - now)
+            self._metrics.observe("berth_invocation_seconds", ended - now, **named)
             model.pace.answered(ended)
             respond(m.Answer(request.id, result))
 
         def part(piece: Payload) -> None:
-            """Send a piece of the answer."""
-            # From its first piece on, an answer has the platform's longer time, if it does not stall.
+            """Send a piece; from the first one on, an answer has the platform's longer time, if it does not stall."""
             ticket.deadline_s = min(time.monotonic() + timeout_s, now + STREAM_S)
             respond(m.Chunk(request.id, piece))
 
@@ -311,7 +315,7 @@ class Calls:
         found = self._tickets.get((respond, request_id))
         if found is not None:
             self._drop(found[0], found[1], respond, request_id)
-            self._metrics.add("berth_invocations_total", code="caller_gone")
+            self._metrics.add("berth_invocations_total", 1, code="caller_gone", **self._named(found[1].name))
 
     def gone(self, respond: Respond) -> None:
         """Drop everything of a front that died."""
@@ -342,5 +346,5 @@ class Calls:
                     "timeout_s in the archive's berth.json (the platform itself waits 60 s)"
                 )
                 self._drop(ticket, model, respond, request_id)
-                self._metrics.add("berth_invocations_total", code=error.code)
+                self._metrics.add("berth_invocations_total", 1, code=error.code, **self._named(model.name))
                 respond(m.Answer(request_id, error.to_failure()))

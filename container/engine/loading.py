@@ -237,6 +237,7 @@ class Loading:
             self._keeper.ledger.drop(model.name)
         model.live("gone")
         self._models.remove(model.name)
+        self._metrics.forget(model=model.name)
         self._keeper.changed()
 
     async def unload(self, request: m.Unload) -> m.Unloaded:

@@ -28,6 +28,7 @@ HELP = {
     "berth_memory_bytes": "Bytes of models on a tier: limit, used, reserved, leaving, free, over (a lowered limit)",
     "berth_shared_bytes": "Bytes on a tier that more than one model uses",
     "berth_saved_bytes": "Bytes that a tier would hold besides if nothing were shared",
+    "berth_cache_bytes": "Bytes of keys and values that running generations hold",
     "berth_models": "Registered models by the tier that they are on",
     "berth_promotions": "Rises: models brought up to a tier",
     "berth_demotions": "Sinkings: models taken down from a tier",

@@ -12,7 +12,6 @@ from container import log
 from container.payload import Payload
 
 _log = log.get(__name__)
-_SHOWN = {"content-type": "Content-Type", "accept": "Accept"}
 #: Metrics of one model that are kept; code that makes a new name for each request must not fill the memory.
 _MAX_METRICS = 1000
 

@@ -11,7 +11,6 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
-from container.errors import NotAcceptable
 from container.payload import JSON
 
 _WEIGHT = re.compile(r"[01](\.\d*)?|\.\d+")
@@ -115,11 +114,3 @@ def rank(accept: str, offered: Sequence[str], default: str = JSON) -> tuple[str,
     ``default`` first and then in the order offered. "" allows everything.
     """
     return _rank(accept, tuple(offered), default)
-
-
-def negotiate(accept: str, offered: Sequence[str], default: str = JSON) -> str:
-    """Return the best of ``offered`` for ``accept``. Raises NotAcceptable naming what is offered."""
-    allowed = rank(accept, offered, default)
-    if not allowed:
-        raise NotAcceptable(f"no answer in {accept!r} is possible; offered: {', '.join(offered)}")
-    return allowed[0]

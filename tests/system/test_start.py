@@ -88,3 +88,20 @@ def test_every_family_of_metrics_says_what_it_is(tmp_path: Path) -> None:
     told = dict(line.removeprefix("# HELP ").split(" ", 1) for line in lines if line.startswith("# HELP "))
     assert {"berth_invocations_total", "berth_load_seconds", "berth_memory_bytes"} <= told.keys()
     assert [name for name, text in told.items() if text.startswith(name.removesuffix("_total").replace("_", " "))] == []
+
+
+def test_invocations_are_counted_by_model_where_that_is_wanted_and_names_nobody_registered_are_not(
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path, BERTH_METRICS_PER_MODEL="on") as server:
+        write_handler(server.folder("echo"), ECHO)
+        server.load("echo").raise_for_status()
+        assert server.invoke("echo", [1]).json() == [1]
+        assert server.invoke("made-up", [1]).status_code == 404
+        counted = [line for line in server.http.get("/metrics").text.splitlines() if "_invocations_total{" in line]
+        assert sorted(counted) == [
+            'berth_invocations_total{code="model.not_found",model=""} 1.0',
+            'berth_invocations_total{code="ok",model="echo"} 1.0',
+        ]
+        server.unload("echo").raise_for_status()
+        assert 'model="echo"' not in server.http.get("/metrics").text
