@@ -15,6 +15,7 @@ from container.handler import Context, Weights
 from container.nets import bert, checkpoint, packing, tokenizer
 from container.nets.config import Unsupported, fields
 from handlers.pretrained import pretrained
+from handlers.vocabulary import Vocabulary, tokenizer_of, vocabulary_of
 
 #: Longer texts are cut before they are tokenised, at this many characters a token that is kept; English has 4 to 5.
 _CHARACTERS_PER_TOKEN = 256
@@ -80,7 +81,9 @@ class BertEncoder:
         self.weights = weights
         self.layout = layout
         self.limit, self._lower = usage(model_dir, layout.config.max_position_embeddings)
-        self._tokenizer = tokenizer.load(model_dir)
+        self._tokenizer = words = tokenizer.load(model_dir)
+        sizes = words.get_vocab_size(with_added_tokens=False), words.get_vocab_size()
+        self._vocabulary = Vocabulary(layout.config.vocab_size, *sizes)
         self._cut_at = self.limit * _CHARACTERS_PER_TOKEN
 
     def tokenise(self, texts: Sequence[Text]) -> Sequence[Any]:
@@ -97,6 +100,7 @@ class BertEncoder:
     def hidden(self, tokens: Sequence[Any]) -> Iterator[list[bert.Part]]:
         """See Encoder."""
         ids = [tokenizer.cut(each.ids, self.limit, tail=1) for each in tokens]
+        self._vocabulary.check(ids)
         types = [tokenizer.cut(each.type_ids, self.limit, tail=1) for each in tokens]
         return bert.encode(self.weights, self.layout, ids, types if any(map(any, types)) else None)
 
@@ -105,10 +109,9 @@ class TransformersEncoder:
     """A model and a tokenizer of transformers, for the families without a function of ours. One call at a time."""
 
     def __init__(self, model_dir: Path, model: Any) -> None:
-        from transformers import AutoTokenizer  # seconds to import, and only these models need it
-
         self.model = model
-        self._tokenizer = AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+        self._tokenizer = tokenizer_of(model_dir)
+        self._vocabulary = vocabulary_of(model, self._tokenizer)
         self._tokenizer.padding_side = "right"
         # The tokenizer knows how many of the positions a text may use (RoBERTa: all but two).
         usable = min(self._tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _NO_LIMIT))
@@ -128,6 +131,7 @@ class TransformersEncoder:
 
     def run(self, tokens: Sequence[Any]) -> Iterator[tuple[list[int], dict[str, Any], Tensor]]:
         """Yield (indices into ``tokens``, the model's answer, mask [B, T]) for padded parts of similar length."""
+        self._vocabulary.check(each["input_ids"] for each in tokens)
         lengths = [len(each["input_ids"]) for each in tokens]
         for pack in packing.pack(lengths, _RUN_TOKENS):
             inputs = self._tokenizer.pad([tokens[index] for index in pack.order], return_tensors="pt")

@@ -13,6 +13,7 @@ from container.nets import gpt2, packing, sequences, tokenizer
 from container.nets.config import fields
 from handlers.pretrained import pretrained
 from handlers.sampling import Row, choose
+from handlers.vocabulary import Vocabulary, tokenizer_of, vocabulary_of
 
 #: Tokens of prompts in one run; longer queues of prompts give way in between.
 _PREFILL_TOKENS = 1024
@@ -39,14 +40,18 @@ class Gpt2Generator:
         self.limit = layout.config.n_positions
         #: Bytes of cache that a token takes, in the prompt or behind it.
         self.token_bytes = gpt2.KvCache.bytes(layout.config, 1, 1, weights[layout.words].element_size())
-        self._tokenizer = tokenizer.load(model_dir)
+        self._tokenizer = words = tokenizer.load(model_dir)
+        sizes = words.get_vocab_size(with_added_tokens=False), words.get_vocab_size()
+        self._vocabulary = Vocabulary(layout.config.vocab_size, *sizes)
         self._ends = end_tokens(model_dir)
         begin = fields(model_dir).get("bos_token_id", 50256)
         self._begin = [begin] if isinstance(begin, int) and begin < layout.config.vocab_size else []
 
     def tokenise(self, texts: list[str]) -> list[list[int]]:
         """Return the tokens of each text; an empty one is the token that begins texts, if the model has one."""
-        return [each.ids or self._begin for each in self._tokenizer.encode_batch_fast(texts)]
+        found = [each.ids or self._begin for each in self._tokenizer.encode_batch_fast(texts)]
+        self._vocabulary.check(found)
+        return found
 
     def text(self, tokens: list[int]) -> str:
         """Return ``tokens`` as text, special ones left out."""
@@ -123,10 +128,9 @@ class TransformersGenerator:
     """A causal model of transformers, for the families without a function of ours. One call at a time."""
 
     def __init__(self, model_dir: Path) -> None:
-        import transformers  # seconds, for these models only
-
         self.model = pretrained("AutoModelForCausalLM", model_dir)
-        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+        self._tokenizer = tokenizer_of(model_dir)
+        self._vocabulary = vocabulary_of(self.model, self._tokenizer)
         self.limit = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
         #: Its cache is transformers' own and not counted.
         self.token_bytes = 0
@@ -134,7 +138,9 @@ class TransformersGenerator:
     def tokenise(self, texts: list[str]) -> list[list[int]]:
         """Return the tokens of each text."""
         begin = self._tokenizer.bos_token_id
-        return [self._tokenizer(text)["input_ids"] or ([begin] if begin is not None else []) for text in texts]
+        found = [self._tokenizer(text)["input_ids"] or ([begin] if begin is not None else []) for text in texts]
+        self._vocabulary.check(found)
+        return found
 
     def text(self, tokens: list[int]) -> str:
         """Return ``tokens`` as text, special ones left out."""

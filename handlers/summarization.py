@@ -24,6 +24,7 @@ from container.payload import Payload
 from handlers import body
 from handlers.pretrained import pretrained
 from handlers.steps import in_inference, outcome
+from handlers.vocabulary import tokenizer_of, vocabulary_of
 
 Meta = msgspec.Meta
 Count = Annotated[int, Meta(ge=0, le=1 << 20)]
@@ -81,10 +82,9 @@ class Summarization(Handler):
 
     def load(self, model_dir: Path, context: Context) -> None:
         """See Handler. Raises BadArchive."""
-        import transformers  # seconds, and only models of this kind need it here
-
         self.model = pretrained("AutoModelForSeq2SeqLM", model_dir)
-        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(model_dir), local_files_only=True)
+        self._tokenizer = tokenizer_of(model_dir)
+        self._vocabulary = vocabulary_of(self.model, self._tokenizer)
         config = self.model.config
         own = dict((getattr(config, "task_specific_params", None) or {}).get("summarization", {}))
         self._prefix = str(own.pop("prefix", None) or getattr(config, "prefix", None) or "")
@@ -111,6 +111,7 @@ class Summarization(Handler):
         if not text.strip():
             raise BadInput(f"{where} is empty; there is nothing to summarise")
         ids: list[int] = self._tokenizer(self._prefix + text, truncation=cut, max_length=self._limit)["input_ids"]
+        self._vocabulary.check([ids])
         if len(ids) > self._limit:
             raise BadInput(
                 f"{where} is {len(ids)} tokens, the model reads {self._limit}; shorten it, or send "

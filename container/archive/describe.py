@@ -19,6 +19,7 @@ import msgspec
 from container.archive import mar
 from container.archive.architectures import task_named, task_of
 from container.archive.manifest import Batch, Berth, Kind, Manifest, Triton, read_berth_json
+from container.archive.nothing import nothing
 from container.archive.tasks import united
 from container.archive.tree import Tree
 from container.archive.triton import read_config
@@ -29,6 +30,9 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.
 _CHECKPOINTS = ("*.safetensors", "pytorch_model*.bin")
 #: What Trainer leaves beside a checkpoint: not loaded, not counted.
 _NO_WEIGHTS = re.compile(r"(optimizer|scheduler|training_args|rng_state\w*|scaler)\.(pt|pth|bin)")
+#: One of several files of a checkpoint, by its number and theirs.
+_SHARD = re.compile(r"(.+-)\d{5}-of-(\d{5})(\.safetensors|\.bin)")
+_MANY_SHARDS = 1000
 _LFS = b"version https://git-lfs"
 _TASKS: dict[Kind, str] = {"triton": "tensors", "tabular": "tabular"}
 
@@ -58,7 +62,7 @@ def describe(folder: Path, *, program: str = "inference.py", hf_task: str = "", 
         file = PurePosixPath(service.rpartition(":")[0])
         found = _Found("mar", code=str(file.parent), program=service.rpartition("/")[2])
     if found is None:
-        raise BadArchive(_nothing(tree, program))
+        raise BadArchive(nothing(tree, program, lambda inside: _is_model(inside, program), _weights_bytes(tree)))
     if found.kind == "tasks":
         parts = {name: _part(folder / name, program) for name in tree.folders()}
         return united(folder, parts, berth if tree.has("berth.json") else None, tree.identity())
@@ -262,6 +266,12 @@ def _check_weights(home: Tree) -> None:
         if missing:
             raise BadArchive(f"{name} names weights that are not in the archive: {', '.join(missing[:10])}")
     for name in home.named(*_CHECKPOINTS):
+        part = _SHARD.fullmatch(name)
+        if part is not None:
+            wanted = [f"{part[1]}{number:05d}-of-{part[2]}{part[3]}" for number in range(1, int(part[2]) + 1)]
+            missing = [each for each in wanted if not home.has(each)]
+            if missing and int(part[2]) < _MANY_SHARDS:
+                raise BadArchive(f"{name} is one of {int(part[2])} files, {missing[0]} is not in the archive")
         if home.files[name].size == 0:
             raise BadArchive(f"{name} is empty")
         if home.files[name].size < 1024 and home.head(name, len(_LFS)) == _LFS:
@@ -284,41 +294,3 @@ def _asks(tree: Tree, requirements: str) -> bool:
         return False
     lines = tree.read(requirements).splitlines()
     return any(line.strip() and not line.strip().startswith(b"#") for line in lines)
-
-
-# --- nothing fits ----------------------------------------------------------------------------------------------------
-
-
-def _nothing(tree: Tree, program: str) -> str:
-    entries = tree.entries()
-    more = f" and {len(entries) - 10} more" if len(entries) > 10 else ""
-    found = f"found {', '.join(entries[:10])}{more}" if entries else "the folder is empty"
-    return (
-        f"no model in {tree.folder}: looked for code/{program}, config.json with weights (here or under model/), "
-        "config.pbtxt with 1/model.pt, MAR-INF/MANIFEST.json, code/handler.py, an xgboost model, or sub-folders of "
-        f"these; {found}{_mend(tree, program)}"
-    )
-
-
-def _mend(tree: Tree, program: str) -> str:
-    """The likeliest mistake, "" if none is seen."""
-    models = [name for name in tree.folders() if _is_model(tree.sub(name), program)]
-    if len(models) > 1:
-        others = " and ".join(name for name in tree.folders() if name not in models)
-        return f"; {' and '.join(models)} are models, {others} is none: as several tasks, each sub-folder must be one"
-    if models:
-        return f"; the model is one folder down in {models[0]}: pack with `tar -C {models[0]} -czf model.tar.gz .`"
-    for name in (program, "handler.py"):
-        if tree.has(name):
-            return f"; {name} lies at the root: it belongs into code/"
-    packed = tree.named("*.tar.gz", "*.tgz", "*.tar", "*.zip", "*.mar")
-    if packed:
-        return f"; {packed[0]} is an archive in an archive: pack what is in it"
-    for home in (tree, tree.sub("model")):
-        if home.has("config.json"):
-            foreign = home.named("tf_model.h5", "flax_model.msgpack")
-            hint = f"; {foreign[0]} is not PyTorch's: convert it" if foreign else ""
-            return f"; config.json has no weights beside it, model.safetensors or pytorch_model.bin{hint}"
-    if _weights_bytes(tree):
-        return f"; there are weights, but no config.json beside them and no code/{program} to load them"
-    return ""

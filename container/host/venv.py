@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,8 @@ _log = log.get(__name__)
 BUILD_S = 300.0
 _DONE = ".complete"
 _TAIL_CHARACTERS = 1200
+#: What stands before a name that the archive's author knows.
+_SERVER_PATH = re.compile(r"/\S*/(?=code/requirements\.txt)")
 
 
 def ensure(requirements: Path, envs: Path, limit_bytes: int) -> str:
@@ -101,8 +104,10 @@ def _run(command: list[str], label: str) -> None:
     if done.returncode:
         _log.error("%s failed:\n%s%s", label, done.stdout, done.stderr)
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        words = " ".join(lines)[-_TAIL_CHARACTERS:].replace(str(Path.home()), "~")
-        raise LoadFailed(f"{label} failed: {words}; without a network, bring the wheels in code/wheels/")
+        words = _SERVER_PATH.sub("", " ".join(lines)[-_TAIL_CHARACTERS:]).replace(str(Path.home()), "~")
+        offline = "Could not" in words or "No matching" in words
+        hint = "; without a network, bring the wheels in code/wheels/" if offline else ""
+        raise LoadFailed(f"{label} failed: {words}{hint}")
 
 
 def _wheels(requirements: Path) -> list[Path]:

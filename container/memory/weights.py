@@ -27,6 +27,7 @@ from container.memory.mapped import Identity, MappedFile
 from container.memory.mapped import identity as _identity
 from container.memory.sizes import Checkpoint, TensorInfo, find_checkpoint, read_header, serving_dtype
 from container.memory.tiers import pack
+from container.nets import pickles
 
 #: safetensors dtype -> torch dtype
 TORCH: dict[str, torch.dtype] = {
@@ -326,8 +327,8 @@ def _load_pickle(path: Path) -> tuple[Any, bool]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         if "allocate memory" in str(error):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadArchive(f"{path.name} cannot be read as plain weights: {reason}; convert to safetensors") from error
+        reason = pickles.reason(str(error)) or type(error).__name__
+        raise BadArchive(f"{path.name} cannot be read as plain weights: {reason}") from error
 
 
 def _serve(tensors: dict[str, torch.Tensor], dtype: str, device: str) -> tuple[dict[str, torch.Tensor], int, bool]:

@@ -17,6 +17,7 @@ import sys
 import traceback
 
 from container.errors import LoadFailed, ModelFailed, OutOfMemory, ServingError
+from container.nets import pickles
 
 #: Characters of an author's message that reach a caller.
 MAX_TEXT = 500
@@ -45,6 +46,15 @@ _POISON = (
 _PATH = re.compile(r"(?<![\w/:.])/(?:[^\s/'\":,;()\[\]]+/)+([^\s/'\":,;()\[\]]*)")
 #: The private package of an archive (``model/imports``), which its author does not know.
 _PACKAGE = re.compile(r"\barchive\d+_\w*?\.(?=\w)")
+
+
+#: What torch says where there is no GPU, or none of that number.
+_NO_GPU = (
+    "Torch not compiled with CUDA enabled",
+    "Attempting to deserialize object on a CUDA device",
+    "No CUDA GPUs are available",
+    "Found no NVIDIA driver",
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -99,7 +109,8 @@ def describe(error: BaseException) -> str:
     own = getattr(error, "message", None)
     if isinstance(own, str) and status_of(error) is not None:
         text = own
-    text = _PACKAGE.sub("", _PATH.sub(r"\1", text))
+    text = pickles.reason(text) if pickles.refused(text) else text
+    text = _PACKAGE.sub("", _PATH.sub(r"\1", " ".join(text.split())))
     return (f"{type(error).__name__}: {text}" if text else type(error).__name__)[:MAX_TEXT]
 
 
@@ -117,14 +128,28 @@ def while_loading(error: BaseException) -> ServingError:
         return error
     if out_of_memory(error):
         return OutOfMemory(f"loading ran out of memory: {describe(error)}")
+    return LoadFailed(f"the model failed to load: {describe(error)}{_hint(error)}", status=status_of(error))
+
+
+def _hint(error: BaseException) -> str:
+    """What would mend a load that ``error`` ended, "" if it is not known."""
     hint = ""
+    text = str(error)
     if isinstance(error, ModuleNotFoundError):
         hint = "; if it is a package, name it in code/requirements.txt; if it is a file of yours, put it into code/"
-    elif isinstance(error, ImportError) and "transformers" in str(error):
+    elif isinstance(error, ImportError) and "transformers" in text:
         hint = "; it may be a name of an older transformers: name that, transformers<5 say, in code/requirements.txt"
     elif isinstance(error, FileNotFoundError) and isinstance(error.filename, str) and error.filename[:1] != "/":
         hint = "; a relative name is looked up where the server runs, not in the archive: join it to model_dir"
-    return LoadFailed(f"the model failed to load: {describe(error)}{hint}", status=status_of(error))
+    elif pickles.refused(text):
+        hint = ", or open it with weights_only=False in code/inference.py"
+    elif isinstance(error, SyntaxError) and "null bytes" in text:
+        hint = "; a file in code/ is not UTF-8 (saved as UTF-16 perhaps): save it anew"
+    elif any(sign in text for sign in _NO_GPU):
+        hint = "; this server has no GPU: load with map_location='cpu' and leave .cuda() out, berth moves what it finds"
+    elif isinstance(error, OSError) and "huggingface.co" in text:
+        hint = "; nothing is downloaded here: put the files into the archive and load them from model_dir"
+    return hint
 
 
 def while_answering(error: BaseException) -> ServingError:

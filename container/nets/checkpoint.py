@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from container.errors import BadArchive
+from container.nets.pickles import reason
 
 #: In the order of preference; an index lists the shards of a checkpoint in several files.
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -75,7 +76,9 @@ def _pickled(file: Path) -> dict[str, Tensor]:
         except RuntimeError:  # written before torch 1.6, not a zip: cannot be mapped
             found = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError) as error:
-        raise BadArchive(f"{file.name} cannot be read as a checkpoint of plain tensors: {error}") from error
+        raise BadArchive(
+            f"{file.name} cannot be read as a checkpoint of plain tensors: {reason(str(error))}"
+        ) from error
     if not isinstance(found, dict):
         raise BadArchive(f"{file.name} holds a {type(found).__name__}; expected a dict of tensors (a state_dict)")
     return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}

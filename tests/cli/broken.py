@@ -103,6 +103,27 @@ def is_a_bomb(path: Path) -> Path:
 # --- layouts that are none -------------------------------------------------------------------------------------------
 
 
+def is_packed_with_backslashes(path: Path) -> Path:
+    return _tar(path, (_member("code\\inference.py"), GOOD.encode()))
+
+
+def lies_two_folders_down(path: Path) -> Path:
+    write_script(path / "m" / "export" / "model", GOOD)
+    return path / "m"
+
+
+def misspells_its_script(path: Path) -> Path:
+    write_script(path / "m", GOOD)
+    (path / "m" / "code" / "inference.py").rename(path / "m" / "code" / "Inference.py")
+    return path / "m"
+
+
+def lacks_a_shard_and_the_index(path: Path) -> Path:
+    folder = tiny_bert(path / "m")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00003.safetensors")
+    return folder
+
+
 def lies_one_folder_down(path: Path) -> Path:
     write_script(path / "mymodel", GOOD)
     return _pack(path / "mymodel", path / "model.tar.gz", "mymodel")
@@ -251,6 +272,37 @@ def _pickled_code(path: Path) -> Path:
     return folder
 
 
+def _other_family_without_tokenizer(path: Path) -> Path:
+    """A network that its transformers class computes; transformers makes a tokenizer that knows no words."""
+    folder = _no_tokenizer(path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "mish"}))
+    return folder
+
+
+def _tokenizer_of_another(path: Path) -> Path:
+    words = (tiny_bert(path / "m") / "vocab.txt").read_text()
+    (path / "m" / "vocab.txt").write_text("\n".join([words, *(f"word{number}" for number in range(100))]))
+    return path / "m"
+
+
+def _utf16(path: Path) -> Path:
+    (path / "m" / "code").mkdir(parents=True)
+    (path / "m" / "code" / "inference.py").write_bytes(GOOD.encode("utf-16-le"))
+    return path / "m"
+
+
+def _opens_a_pickled_module(path: Path) -> Path:
+    code = "import torch\ndef model_fn(d):\n    return torch.load(d + '/model.pth')\n" + GOOD[29:]
+    torch.save(torch.nn.Linear(1, 1), write_script(path / "m", code) / "model.pth")
+    return path / "m"
+
+
+def _asks_in_vain(path: Path) -> Path:
+    (write_script(path / "m", GOOD) / "code" / "requirements.txt").write_text("numpy=1.26\n")
+    return path / "m"
+
+
 def _no_class(path: Path) -> Path:
     return write_handler(path / "m", "class Mine:\n    pass\n")
 
@@ -283,6 +335,16 @@ LOADS: dict[str, Maker] = {
     ),
     "has_truncated_weights": _truncated_weights,
     "has_no_tokenizer": _no_tokenizer,
+    "has_no_tokenizer_for_transformers": _other_family_without_tokenizer,
+    "has_the_tokenizer_of_another": _tokenizer_of_another,
+    "is_not_utf8": _utf16,
+    "opens_a_pickled_module": _opens_a_pickled_module,
+    "needs_a_gpu": _script("import torch\ndef model_fn(d):\n    return torch.nn.Linear(1, 1).cuda()\n" + GOOD[29:]),
+    "downloads": _script(
+        "from transformers import AutoModel\ndef model_fn(d):\n    return AutoModel.from_pretrained('of-the-hub')\n"
+        + GOOD[29:]
+    ),
+    "asks_for_packages_in_vain": _asks_in_vain,
     "is_a_pickled_booster": _pickled_booster,
     "is_a_pickled_module": _pickled_code,
 }

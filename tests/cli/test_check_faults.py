@@ -27,6 +27,10 @@ LAYOUTS = {
     "is_absolute": ("'/etc/passwd' leads out of the archive", "pack with tar -C FOLDER ."),
     "holds_a_device": ("'null' is a device", "files and folders only"),
     "is_a_bomb": ("under 1/200 of its contents", "no model but a bomb"),
+    "is_packed_with_backslashes": ("one name with backslashes", "use `berth pack`"),
+    "lies_two_folders_down": ("the model lies in export/model", "pack with `berth pack` or tar from there"),
+    "misspells_its_script": ("code/ holds Inference.py", "name the script inference.py"),
+    "lacks_a_shard_and_the_index": ("is one of 3 files", "model-00002-of-00003.safetensors is not in the archive"),
     "lies_one_folder_down": ("one folder down in mymodel", "tar -C mymodel -czf model.tar.gz ."),
     "has_its_script_at_the_root": ("inference.py lies at the root", "belongs into code/"),
     "names_its_script_otherwise": ("holds serve.py but neither inference.py", "SAGEMAKER_PROGRAM"),
@@ -73,8 +77,15 @@ LOADS = {
     "forgets_when_it_sinks": ("sink", "sunk to the disk and risen again, it answers differently", "between calls"),
     "has_truncated_weights": ("load", "model.safetensors is cut off", "end at byte"),
     "has_no_tokenizer": ("load", "no tokenizer", "tokenizer.json"),
+    "has_no_tokenizer_for_transformers": ("load", "no tokenizer", "tokenizer.json"),
+    "has_the_tokenizer_of_another": ("load", "the tokenizer has 157 words, the network 57", "of different models"),
+    "is_not_utf8": ("load", "null bytes", "not UTF-8"),
+    "opens_a_pickled_module": ("load", "objects (torch.nn.modules.linear.Linear)", "weights_only=False"),
+    "needs_a_gpu": ("load", "this server has no GPU", "leave .cuda() out"),
+    "downloads": ("load", "huggingface.co", "put the files into the archive"),
+    "asks_for_packages_in_vain": ("load", "Invalid requirement: 'numpy=1.26'", "line 1 of code/requirements.txt"),
     "is_a_pickled_booster": ("load", "is a pickled Booster", "booster.save_model"),
-    "is_a_pickled_module": ("load", "pytorch_model.bin cannot be read as plain weights", "safetensors"),
+    "is_a_pickled_module": ("load", "pytorch_model.bin cannot be read as plain weights", "as safetensors"),
 }
 
 
