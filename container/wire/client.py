@@ -18,6 +18,7 @@ from container.errors import Failure, Internal, Restarting, ServingError
 from container.payload import Payload
 from container.wire import frames
 from container.wire import messages as m
+from container.wire.outbox import Outbox
 from container.wire.stream import Stream
 
 _log = log.get(__name__)
@@ -37,18 +38,14 @@ def _failure_of(reply: m.Reply) -> Failure:
     return Internal(Internal.TEXT).to_failure()
 
 
-class _Link(asyncio.Protocol):
+class _Link(Outbox):
     """One of the two connections."""
 
     def __init__(self, on_reply: Callable[[m.Reply], None], on_lost: Callable[[], None]) -> None:
+        super().__init__()
         self._on_reply = on_reply
         self._on_lost = on_lost
         self._reader = frames.FrameReader(frames.REPLIES)
-        self.transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        self.transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         """Hand each whole reply on; bytes that are no frame end the connection."""
@@ -62,7 +59,7 @@ class _Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the client that its engine is gone."""
-        self.transport = None
+        super().connection_lost(exc)
         self._on_lost()
 
 
@@ -120,8 +117,7 @@ class Client:
         if self._connecting is not None:
             self._connecting.cancel()
         for link in self._links:
-            if link.transport is not None:
-                link.transport.abort()
+            link.abort()
         self._fail_all()
 
     async def invoke(self, model: str, payload: Payload, deadline: float) -> Payload:
@@ -198,9 +194,7 @@ class Client:
 
     def _write(self, request: m.Request) -> None:
         frame = frames.encode(request)
-        transport = self._links[len(frame) > frames.BULK_BYTES].transport
-        if transport is not None:
-            transport.write(frame)
+        self._links[len(frame) > frames.BULK_BYTES].put(frame)
 
     def _abandon(self, request_id: int) -> None:
         if self._pending.pop(request_id, None) is not None and self.connected:
@@ -218,8 +212,7 @@ class Client:
         self.connected = False
         self.lost_at = time.monotonic()
         for link in self._links:
-            if link.transport is not None:
-                link.transport.abort()
+            link.abort()
         self._fail_all()
         self._start_connecting()
 
@@ -251,6 +244,5 @@ class Client:
         _, link = await loop.create_unix_connection(
             lambda: _Link(self._on_reply, lambda: self._on_lost(generation)), self._path
         )
-        if link.transport is not None:
-            link.transport.write(frames.encode(m.Hello(self._name, bulk)))
+        link.put(frames.encode(m.Hello(self._name, bulk)))
         return link

@@ -19,26 +19,23 @@ from container.errors import Internal, ServingError
 from container.wire import frames
 from container.wire import messages as m
 from container.wire.api import Service
+from container.wire.outbox import Outbox
 
 _log = log.get(__name__)
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(Outbox):
     """One peer's connection, or its bulk twin."""
 
     def __init__(self, service: Service, peers: dict[str, _Connection]) -> None:
+        super().__init__()
         self._service = service
         self._peers = peers
         self._reader = frames.FrameReader(frames.REQUESTS)
         self._tasks: set[asyncio.Task[None]] = set()
-        self.transport: asyncio.Transport | None = None
         self.bulk: _Connection | None = None
         self._main: _Connection = self
         self._name = ""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        self.transport = transport  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         """Take each whole request; bytes that are no frame end the connection."""
@@ -59,7 +56,7 @@ class _Connection(asyncio.Protocol):
             if self._peers.get(self._name) is self:
                 del self._peers[self._name]
         self._main.bulk = None
-        self.transport = None
+        super().connection_lost(exc)
 
     def reply(self, reply: m.Reply) -> None:
         """Send ``reply`` to the peer, on its bulk connection if it is large; a peer that is gone gets nothing.
@@ -67,11 +64,8 @@ class _Connection(asyncio.Protocol):
         Chunks keep to one connection, whatever their size: their order matters.
         """
         frame = frames.encode(reply)
-        transport = self.transport
-        if len(frame) > frames.BULK_BYTES and self.bulk is not None and self.bulk.transport is not None:
-            transport = transport if isinstance(reply, m.Chunk) else self.bulk.transport
-        if transport is not None:
-            transport.write(frame)
+        bulky = len(frame) > frames.BULK_BYTES and not isinstance(reply, m.Chunk)
+        (self.bulk if bulky and self.bulk is not None else self).put(frame)
 
     def _take(self, request: m.Request, origin: _Connection) -> None:
         match request:
