@@ -15,11 +15,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from container import log
-from container.errors import BadMethod, BadRequest, Internal, MediaType, ModelTimeout, QueueFull, ServingError
+from container.errors import BadMethod, Internal, MediaType, ModelTimeout, QueueFull, ServingError
 from container.front import control, errors, routes, v2
 from container.front.counts import Requests
 from container.front.errors import Answer
-from container.front.flights import LIMIT_S, Flights
+from container.front.express import HUNG_UP, Express
+from container.front.flights import Flights, too_late
 from container.front.headers import (
     TARGET_MODEL,
     Streamed,
@@ -48,8 +49,6 @@ _CONTROL_BODY_BYTES = 1 << 20
 _REPORT_S = 1.0
 #: What the platform waits for the end of a streamed answer (contract.md section 1.2).
 STREAM_S = 480.0
-#: Counted for a caller that hung up before its answer; nobody ever receives it.
-_HUNG_UP = 499
 
 
 class App:
@@ -67,6 +66,10 @@ class App:
         self.flights = Flights(most=settings.queue_length)
         self.health = Health(client, settings)
         self.requests = Requests()
+        #: The short way of ordinary invocations, for a server that knows it; it answers as ``__call__`` would.
+        self.express = Express(
+            client, self.flights, self.budget, self.requests, self._ids, self._accept, self._limit, self._pour
+        )
         self.operations: dict[str, Callable[[str, Scope, Receive], Awaitable[Answer | Streamed]]] = {
             routes.INVOKE: self._invoke,
             routes.INVOCATIONS: self._invocations,
@@ -101,7 +104,7 @@ class App:
         except ServingError as error:
             answer = _refusal(scope)(error)
         except asyncio.CancelledError:
-            self.requests.add(operation, _HUNG_UP)
+            self.requests.add(operation, HUNG_UP)
             raise
         except Exception:  # noqa: BLE001 - an edge of the process: fixed text out, the traceback to the log
             answer = self._unforeseen(scope)
@@ -153,7 +156,7 @@ class App:
             raise
         except asyncio.CancelledError:
             if flight.expired:
-                raise _too_late(name, data) from None
+                raise too_late(name, data) from None
             raise  # the caller has hung up
         finally:
             self.flights.end(flight)
@@ -175,7 +178,7 @@ class App:
             _log.warning("an answer broke off after its first pieces: %s: %s", reason.code, reason)
             raise asyncio.CancelledError from None  # gunicorn then closes the connection and says nothing
         except asyncio.CancelledError:
-            status = _HUNG_UP
+            status = HUNG_UP
             raise
         finally:
             answer.stream.close()
@@ -202,7 +205,7 @@ class App:
             return await body.read(receive)
         except asyncio.CancelledError:
             if flight.expired:
-                raise _too_late("", None) from None
+                raise too_late("", None) from None
             raise
         finally:
             self.flights.end(flight)
@@ -304,12 +307,6 @@ def _refusal(scope: Scope) -> Callable[[ServingError], Answer]:
 
 def _target(fields: dict[bytes, bytes]) -> str:
     return fields.get(TARGET_MODEL, b"")[:1024].decode("latin-1")
-
-
-def _too_late(name: str, body: bytes | None) -> ServingError:
-    if body is None:
-        return BadRequest(f"the body did not come within {LIMIT_S:.0f} s", status=408)
-    return ModelTimeout(f"model {name!r} did not answer within {LIMIT_S:.0f} s, which is all that the platform waits")
 
 
 def _encoded(encoding: bytes) -> MediaType:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Protocol
 
-from container.errors import QueueFull
+from container.errors import BadRequest, ModelTimeout, QueueFull, ServingError
 
 #: What the platform waits for an answer (contract.md section 1.2); a model's own timeout_s is shorter.
 LIMIT_S = 60.0
@@ -21,13 +22,20 @@ _SHUT_PART = 0.05
 _SHUT_S = 0.1
 
 
+class Cancellable(Protocol):
+    """A task, or anything else that answers a request."""
+
+    def cancel(self) -> object:
+        """End the work, soon: not before this returns."""
+
+
 class Flight:
-    """One request: its task, its deadline (CLOCK_MONOTONIC seconds), and whether the sweep has ended it."""
+    """One request: its work, its deadline (CLOCK_MONOTONIC seconds), and whether the sweep has ended it."""
 
-    __slots__ = ("deadline", "expired", "model", "task")
+    __slots__ = ("deadline", "expired", "model", "work")
 
-    def __init__(self, task: asyncio.Task[None] | None, deadline: float, model: str | None) -> None:
-        self.task = task
+    def __init__(self, work: Cancellable | None, deadline: float, model: str | None) -> None:
+        self.work = work
         self.deadline = deadline
         self.model = model
         self.expired = False
@@ -60,9 +68,12 @@ class Flights:
         shut_s = min(_SHUT_S, _SHUT_PART * (error.retry_after_s or 0.0))
         self._shut[model] = (time.monotonic() + shut_s, error)
 
-    def start(self, model: str | None = None) -> Flight:
-        """Return the flight of the running task; ``end`` it in any case. model: whose queue it joins."""
-        flight = Flight(asyncio.current_task(), time.monotonic() + self._limit_s, model)
+    def start(self, model: str | None = None, work: Cancellable | None = None) -> Flight:
+        """Return the flight of ``work``, by default the running task; ``end`` it in any case.
+
+        model: whose queue it joins.
+        """
+        flight = Flight(work or asyncio.current_task(), time.monotonic() + self._limit_s, model)
         self._flights[flight] = None
         if model is not None:
             self._of[model] = self._of.get(model, 0) + 1
@@ -79,13 +90,13 @@ class Flights:
                 del self._of[flight.model]
 
     def sweep(self, now: float) -> None:
-        """Cancel the tasks whose deadline is over; they find ``expired`` set."""
+        """Cancel the work whose deadline is over; it finds ``expired`` set."""
         for flight in self._flights:
             if flight.deadline > now:
                 break
-            if not flight.expired and flight.task is not None:
+            if not flight.expired and flight.work is not None:
                 flight.expired = True
-                flight.task.cancel()
+                flight.work.cancel()
         for model in [model for model, (until, _) in self._shut.items() if until <= now]:
             del self._shut[model]
 
@@ -94,3 +105,10 @@ class Flights:
         while True:
             await asyncio.sleep(_SWEEP_S)
             self.sweep(time.monotonic())
+
+
+def too_late(model: str, body: bytes | None) -> ServingError:
+    """Return what a caller is told whose flight expired; ``body``: None if it had not come by then."""
+    if body is None:
+        return BadRequest(f"the body did not come within {LIMIT_S:.0f} s", status=408)
+    return ModelTimeout(f"model {model!r} did not answer within {LIMIT_S:.0f} s, which is all that the platform waits")

@@ -1,25 +1,29 @@
 """gunicorn's asgi worker and protocol, with what silent and hasty clients need.
 
-Six changes to ``gunicorn.asgi.protocol.ASGIProtocol`` (27.0.1): a connection that sends no request is closed, so is one
-that sends half of one, and one that takes nothing of its answer; there is a cap on connections (over it, one that is
-idle makes way for the new one); a refusal sent before the body was read reaches the client (the rest of the body is
-read and thrown away for a moment: closing at once would reset the connection under the answer); and errors of the HTTP
-parser have our JSON shape. One to the worker: on SIGTERM idle connections are closed, so that it does not
-wait for them.
+Seven changes to ``gunicorn.asgi.protocol.ASGIProtocol`` (27.0.1): ordinary invocations go the short way (``express``)
+past parser and ASGI; a connection that sends no request is closed, so is one that sends half of one, and one that takes
+nothing of its answer; there is a cap on connections (over it, one that is idle makes way for the new one); a refusal
+sent before the body was read reaches the client (the rest of the body is read and thrown away for a moment: closing at
+once would reset the connection under the answer); and errors of the HTTP parser have our JSON shape. One to the worker:
+on SIGTERM idle connections are closed, so that it does not wait for them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
+from gunicorn.asgi import protocol as gunicorn
 from gunicorn.asgi.protocol import ASGIProtocol
 from gunicorn.glogging import Logger
 from gunicorn.workers import gasgi
 
 from container import log
+from container.front.errors import Answer
+from container.front.express import Express, Ride, Send
 
 #: A new connection must have sent the headers of its first request by then.
 FIRST_REQUEST_S = 20.0
@@ -32,6 +36,11 @@ FLUSH_S = 10.0
 #: A client that takes nothing of an answer for this long is gone. The kernel asks for more only when about a third of
 #: its send buffer (4 MB) is free, so this also means less than some 20 KB/s.
 STALL_S = 60.0
+
+#: A client may send this much of further requests while one is under way on the short way.
+EARLY_BYTES = 256 << 10
+#: An answer of this size is not copied to stand behind its headers.
+_LARGE_BYTES = 64 << 10
 
 _TYPES = {
     400: "BadRequestException",
@@ -49,9 +58,15 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
     _lingering = False
     _headers_begun = False
     _made_way = False
+    #: The request that is under way on the short way, and what came after it.
+    _ride: Ride | None = None
+    _early = b""
+    #: When the short way was last used; it sets no timers.
+    _rode_at_s = float("-inf")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the connection; over the cap an idle one makes way, or it is answered 503 and closed."""
+        self._express: Express | None = getattr(self.worker.asgi, "express", None)
         super().connection_made(transport)
         if self.worker.nr_conns > self.cfg.worker_connections:
             self._make_way()
@@ -65,6 +80,9 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self.worker.connections.pop(self, None)
+        ride, self._ride = self._ride, None
+        if ride is not None:
+            ride.hang_up()
         if self._made_way:
             self._made_way = False
             self.worker.leaving -= 1
@@ -72,12 +90,78 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
 
     def data_received(self, data: bytes) -> None:
         """Take what came in; after a refusal it is thrown away."""
-        if not self._lingering:
-            super().data_received(data)
-            if self._awaiting_request and not (self._headers_begun or self._request_ready.is_set()):
-                self._headers_begun = True
-                self._cancel_keepalive_timer()
-                self._keepalive_handle = self.worker.loop.call_later(HEADERS_S, self._keepalive_timeout)
+        if self._lingering:
+            return
+        if self._ride is not None:
+            self._early += data
+            if len(self._early) > EARLY_BYTES:
+                self._pause_reading()
+            return
+        if self._express is not None and self._between_requests() and (ride := self._express.take(self, data)):
+            self._ride, self._awaiting_request = ride, False
+            self.req_count += 1
+            ride.start()
+            return
+        super().data_received(data)
+        if self._awaiting_request and not (self._headers_begun or self._request_ready.is_set()):
+            self._headers_begun = True
+            self._cancel_keepalive_timer()
+            self._keepalive_handle = self.worker.loop.call_later(HEADERS_S, self._keepalive_timeout)
+
+    def _between_requests(self) -> bool:
+        """Say whether the next byte begins a request, and nothing is left to be done for the one before it."""
+        parser = self._callback_parser
+        return (
+            self._awaiting_request
+            and not (self._closed or self._finishing_calls or self._flow_control.write_paused)
+            and parser._state == "request_line"
+            and not parser._buffer
+        )
+
+    def answer(self, answer: Answer) -> None:
+        """Send the answer of the ride; the connection is free for the next request."""
+        self._ride = None
+        if self._closed:
+            return
+        last = not self.worker.alive
+        head, body = _head(answer, last=last), answer.body
+        if len(body) < _LARGE_BYTES:
+            self._safe_write(head + body)
+        else:
+            self.transport.writelines((head, body))
+        self._awaiting_request = True
+        if last:
+            super()._keepalive_timeout()
+            return
+        self._rode_at_s = self.worker.loop.time()
+        if self._early:
+            early, self._early = self._early, b""
+            self._resume_reading()
+            self.data_received(early)
+
+    def hand_over(self, application: Callable[[Send], Awaitable[None]]) -> None:
+        """Let gunicorn parse the request of the ride after all, and ``application`` send the answer."""
+
+        async def instead(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Send) -> None:
+            self.app, self._ride = self.worker.asgi, None
+            await receive()
+            await application(send)
+
+        assert self._ride is not None
+        self.app = instead
+        early, self._early = self._early, b""
+        self._resume_reading()
+        super().data_received(self._ride.raw + early)
+
+    def _keepalive_timeout(self) -> None:
+        """Close the connection, unless the short way, of which gunicorn knows nothing, was used more lately."""
+        loop = self.worker.loop
+        rode_at_s = self._rode_at_s if self._ride is None else loop.time()
+        left_s = rode_at_s + self._keepalive - loop.time()
+        if left_s > 0 and not self._headers_begun:
+            self._keepalive_handle = loop.call_later(left_s, self._keepalive_timeout)
+        else:
+            super()._keepalive_timeout()
 
     def _arm_keepalive_timer(self) -> None:
         self._headers_begun = False
@@ -109,7 +193,7 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
     def close_if_idle(self) -> None:
         """Close the connection if no request is under way on it."""
         if self._awaiting_request and not self._closed:
-            self._keepalive_timeout()
+            super()._keepalive_timeout()
 
     def _will_close(self, request: Any, response_requires_close: bool) -> bool:
         """Announce the close that follows when a request was answered before its body was there."""
@@ -149,6 +233,17 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
             f"Content-Length: {len(body)}\r\n{headers}Connection: close\r\n\r\n".encode("latin-1")
             + body
         )
+
+
+def _head(answer: Answer, *, last: bool) -> bytes:
+    """Return all of ``answer`` but its body, as gunicorn writes it. last: the connection ends after it."""
+    parts = [gunicorn._get_cached_status_line((1, 1), answer.status)]
+    for name, value in answer.headers:
+        parts += (name, b": ", value, b"\r\n")
+    parts.append(gunicorn._CACHED_SERVER_HEADER)
+    parts.append(gunicorn._get_cached_date_header())
+    parts.append(b"Connection: close\r\n\r\n" if last else b"\r\n")
+    return b"".join(parts)
 
 
 class Worker(gasgi.ASGIWorker):  # type: ignore[misc]
