@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import uvloop
 
-from container import log
+from container import collector, log
 from container.archive.manifest import Manifest
 from container.engine import devices
 from container.engine.calls import Calls
@@ -198,6 +198,7 @@ async def _run(settings: Settings, control: Control, registered: list[m.Register
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     mapped.guard()
+    collector.settle()
     control.tell(m.Up(parts.device))
     first = asyncio.get_running_loop().create_task(
         _load_first(parts, [entry for entry in registered if not entry.manifest], control.tell)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from container import collector
 from container.front import asgi
 from container.front.worker import JsonLogger
 from container.lifeline import die_with_parent
@@ -44,6 +45,11 @@ accesslog = None
 def post_fork(server: Any, worker: Any) -> None:
     """Tie a worker's life to the master's; the master ends only after its workers, unless it is killed."""
     die_with_parent(server.pid)
+
+
+def post_worker_init(worker: Any) -> None:
+    """Set aside what was imported: no collection walks it again."""
+    collector.settle()
 
 
 def application() -> asgi.App:

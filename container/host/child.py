@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from container import log
+from container import collector, log
 from container.archive.manifest import Manifest
 from container.errors import BadRequest, Failure, ModelExists, ModelNotFound, ServingError
 from container.handler import Context, Weights
@@ -211,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
     capture_output()
     guard.take_baseline()
+    collector.settle(ours=False)
     page = watch.Page(options.page)
     slots = [page.slot(options.first_slot + index, os.getpid()) for index in range(options.lanes + 2)]
     try:

@@ -159,7 +159,8 @@ class Dispatcher:
     def _start(self, station: _Station) -> None:
         if self._gone_stale(station):
             return
-        tickets = self._take(station)
+        here = station.quick_runs >= QUICK_RUNS
+        tickets = self._take(station, 1 if here else self._lanes.free)
         if not tickets:
             self._settle_idle(station)
             return
@@ -210,12 +211,12 @@ class Dispatcher:
             job.on_claim = on_claim
         for ticket in tickets:
             ticket.on_drop, ticket.loan = on_drop, None
-        self._lanes.start(job, here=station.quick_runs >= QUICK_RUNS)
+        self._lanes.start(job, here=here)
 
-    def _take(self, station: _Station) -> list[Ticket]:
-        """Take the next batch from the queue; [] if nobody of it waits any more."""
+    def _take(self, station: _Station, lanes: int) -> list[Ticket]:
+        """Take the next batch from the queue, to be divided among ``lanes``; [] if nobody of it waits any more."""
         waiting = station.queue
-        size = queues.next_batch(len(waiting), station.max_items, self._lanes.free, station.handler.reentrant)
+        size = queues.next_batch(len(waiting), station.max_items, lanes, station.handler.reentrant)
         lent = waiting[0].loan is not None  # what has its bytes does not share a run with what has to claim them yet
         size = next((at for at in range(size) if (waiting[at].loan is not None) != lent), size)
         tickets = [ticket for ticket in (waiting.popleft() for _ in range(size)) if not ticket.dropped]

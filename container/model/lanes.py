@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import queue
+import resource
 import threading
 import time
 from collections import deque
@@ -107,7 +108,12 @@ class Lanes:
         """Run ``job`` on a free lane; ``here``: on the event loop itself, for jobs known to take microseconds."""
         self._busy += 1
         if here:
-            self._loop.call_soon(self._back, job, *self._advance(job, self._slots[self.count]))
+            before = resource.getrusage(resource.RUSAGE_THREAD)
+            results, paused, busy_s = self._advance(job, self._slots[self.count])
+            after = resource.getrusage(resource.RUSAGE_THREAD)
+            if after.ru_nvcsw == before.ru_nvcsw:  # it waited for nothing: the rest of the time others had the core
+                busy_s = min(busy_s, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+            self._loop.call_soon(self._back, job, results, paused, busy_s)
         else:
             self._jobs.put(job)
 

@@ -54,13 +54,12 @@ def _answers(
     items: list[tuple[int, Any]] = []
     sizes: list[int] = []
     for index, payload in enumerate(payloads):
-        value = _ask(payload.request_id, _decode, handler, payload)
-        size = value if isinstance(value, ServingError) else _ask(payload.request_id, _size, handler, value)
-        if isinstance(size, ServingError):
-            failed.append((index, _failure(size, handler, "decode")))
+        read = _ask(payload.request_id, _read, handler, payload)
+        if isinstance(read, ServingError):
+            failed.append((index, _failure(read, handler, "decode")))
         else:
-            items.append((index, value))
-            sizes.append(size)
+            items.append((index, read[0]))
+            sizes.append(read[1])
     if failed:
         yield failed
     for batch in cut(sizes, budget, max_items if handler.batched else 1):
@@ -108,8 +107,10 @@ def _run(
     yield [_answered(handler, item, outputs[place], payloads) for place, item in rest.items()]
 
 
-def _size(handler: Handler, value: Any) -> int:
-    return int(handler.size(value))
+def _read(handler: Handler, payload: Payload) -> tuple[Any, int]:
+    """Return the input that ``payload`` holds, and its size."""
+    value = _decode(handler, payload)
+    return value, int(handler.size(value))
 
 
 def _checked(outputs: Any, count: int) -> list[Any]:

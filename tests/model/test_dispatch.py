@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -169,6 +170,39 @@ def test_a_model_that_is_always_quick_runs_without_a_thread_until_it_is_slow_onc
         assert handler.threads == {"lane-0"}
 
     run(1, scenario)
+
+
+class Quick(Handler):
+    """Answers with the input, waits for nothing, and notes the sizes of its batches and its threads."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.threads: set[str] = set()
+
+    def predict(self, batch: list[Any]) -> list[Any]:
+        self.sizes.append(len(batch))
+        self.threads.add(threading.current_thread().name)
+        return batch
+
+
+def test_a_quick_model_stays_so_when_others_have_the_core_and_takes_all_that_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(dispatcher: Dispatcher) -> None:
+        handler = Quick()
+        dispatcher.open("quick", handler)
+        while "MainThread" not in handler.threads:
+            await ask(dispatcher, "quick")[1]
+        handler.threads.clear()
+        handler.sizes.clear()
+        seconds = itertools.count()
+        monkeypatch.setattr("container.model.lanes.time.perf_counter", lambda: float(next(seconds)))
+        for _ in range(3):
+            await asyncio.gather(*(ask(dispatcher, "quick")[1] for _ in range(8)))
+        monkeypatch.undo()
+        assert (handler.threads, handler.sizes) == ({"MainThread"}, [8, 8, 8])
+
+    run(4, scenario)
 
 
 @pytest.mark.parametrize("free_lanes", [1, 3])
