@@ -18,12 +18,13 @@ _WARM = 200
 
 
 class _State(NamedTuple):
-    """Of all processes of the server together. maps: lines of /proc/PID/maps."""
+    """Of all processes of the server together. maps: lines of /proc/PID/maps. own: PSS of memory without a file."""
 
     descriptors: int
     threads: int
     maps: int
     pss: int
+    own: int
 
     @staticmethod
     def of(server: Berth) -> _State:
@@ -33,6 +34,7 @@ class _State(NamedTuple):
             sum(len(list(Path(f"/proc/{pid}/task").iterdir())) for pid in pids),
             sum(len(Path(f"/proc/{pid}/maps").read_text().splitlines()) for pid in pids),
             processes.pss_bytes(pids),
+            processes.pss_bytes(pids, "Pss_Anon") + processes.pss_bytes(pids, "Pss_Shmem"),
         )
 
 
@@ -53,10 +55,17 @@ def run(options: Options) -> Report:
         took_s = time.monotonic() - began
     first, last = states[0], states[-1]
     rows = [
-        (f"{number * 100:,}", str(state.descriptors), str(state.threads), str(state.maps), f"{state.pss / MIB:.2f}")
+        (
+            f"{number * 100:,}",
+            str(state.descriptors),
+            str(state.threads),
+            str(state.maps),
+            f"{state.pss / MIB:.2f}",
+            f"{state.own / MIB:.2f}",
+        )
         for number, state in enumerate(states)
     ]
-    columns = ("cycles", "descriptors", "threads", "mappings", "PSS MiB")
+    columns = ("cycles", "descriptors", "threads", "mappings", "PSS MiB", "of no file, MiB")
     report.tables.append(Table(f"after {_WARM} cycles that are not counted", columns, rows))
     report.samples["states"] = states
     report.samples["seconds"] = round(took_s, 1)
@@ -66,10 +75,11 @@ def run(options: Options) -> Report:
         ("mappings", last.maps - first.maps),
     ):
         report.goals.append(Goal(what, "0 more", f"{found:+d}", "reached" if found <= 0 else "missed"))
-    creep = (last.pss - first.pss) / MIB
+    creep = (last.own - first.own) / MIB
     verdict = "reached" if creep <= 1 else "missed"
-    report.goals.append(Goal("PSS", "within 1 MiB", f"{creep:+.2f} MiB", verdict))
+    report.goals.append(Goal("memory of no file", "within 1 MiB", f"{creep:+.2f} MiB", verdict))
     report.notes.append(f"{cycles:,} cycles of POST, invoke and DELETE: {took_s / cycles * 1e3:.1f} ms each.")
+    report.notes.append("PSS moves with other programs that map the same libraries; what is judged does not.")
     return report
 
 
