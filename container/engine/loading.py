@@ -217,7 +217,7 @@ class Loading:
     def _recall(self, key: tuple[str, int]) -> None:
         remembered = self._failures.get(key)
         if remembered is not None and remembered[0] > time.monotonic():
-            raise remembered[1]
+            raise remembered[1].with_traceback(None)  # told for a minute: no frames of those it was told to
 
     def _forget_failed(self, model: Model, error: ServingError, key: tuple[str, int]) -> None:
         _log.error("model %s is not loaded: %s: %s", model.name, error.code, error)

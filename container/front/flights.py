@@ -58,7 +58,7 @@ class Flights:
         """Return if a request to ``model`` may be taken in. Raises QueueFull, at once and before its body is read."""
         if self._shut and (shut := self._shut.get(model)) is not None:
             if time.monotonic() < shut[0]:
-                raise shut[1]
+                raise shut[1].with_traceback(None)  # else it would keep the frames of all whom it was told to
             del self._shut[model]
         if self._of.get(model, 0) >= self._most:
             raise QueueFull(f"{self._most} requests wait for model {model!r} already; try again", retry_after_s=1.0)
