@@ -43,7 +43,7 @@ from container.memory.known import Known
 from container.memory.ledger import Ledger
 from container.memory.loans import Loans
 from container.metrics import Metrics
-from container.model import resolve, watch
+from container.model import queues, resolve, watch
 from container.model.dispatch import Dispatcher
 from container.model.lanes import Lanes
 from container.settings import BadSetting, Settings
@@ -95,9 +95,9 @@ def pick_device(wanted: str) -> str:
     return wanted if wanted.startswith("sim:") else "cpu"
 
 
-def _tune(busy: int) -> None:
-    """Share the cores among the lanes that compute: one lane gets all of them, two get half each."""
-    wanted = max(1, len(os.sched_getaffinity(0)) // max(1, busy))
+def _tune(busy: int, expected_s: float) -> None:
+    """Give the job of this lane its threads."""
+    wanted = queues.threads(len(os.sched_getaffinity(0)), busy, expected_s)
     if torch.get_num_threads() != wanted:
         torch.set_num_threads(wanted)
 

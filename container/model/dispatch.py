@@ -207,6 +207,7 @@ class Dispatcher:
         payloads = [ticket.payload for ticket in tickets]
         steps = pipeline.answer(station.handler, payloads, BUDGET, station.max_items)
         job = Job(station.name, steps, len(tickets), on_results, on_done, station.timeout_s + GRACE_S, on_parts)
+        job.expected_s = station.item_s * len(tickets)
         if self.lend is not None:
             job.on_claim = on_claim
         for ticket in tickets:

@@ -51,6 +51,8 @@ class Job:
     allowed_s: float = 60.0
     on_parts: Callable[[Parts], None] = lambda parts: None
     on_claim: Callable[[Claim], None] | None = None
+    #: Seconds that it will probably take.
+    expected_s: float = float("inf")
     busy_s: float = 0.0
     given: int = 0
     unwanted: int = 0
@@ -70,7 +72,7 @@ class Lanes:
     """
 
     def __init__(
-        self, count: int, tune: Callable[[int], None] | None = None, slots: Sequence[watch.Slot] | None = None
+        self, count: int, tune: Callable[[int, float], None] | None = None, slots: Sequence[watch.Slot] | None = None
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -137,7 +139,7 @@ class Lanes:
     def _run(self, slot: watch.Slot) -> None:
         while (job := self._jobs.get()) is not None:
             if self._tune is not None:
-                self._tune(self._busy)
+                self._tune(self._busy, job.expected_s)
             came_to = self._advance(job, slot)
             try:
                 self._loop.call_soon_threadsafe(self._back, job, *came_to)

@@ -3,6 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from container.model import queues
 from container.model.queues import STARVING_S, Candidate, next_batch, next_model
 
 candidates = st.lists(
@@ -51,3 +52,8 @@ def test_a_batch_is_never_empty_nor_over_its_limits(queued: int, max_items: int,
 
 def test_free_lanes_divide_what_waits_for_one_model() -> None:
     assert [next_batch(8, 32, 2, True), next_batch(4, 32, 1, True)] == [4, 4]
+
+
+def test_lanes_share_the_cores_and_a_short_job_wants_one_thread() -> None:
+    assert [queues.threads(4, busy, 1.0) for busy in (0, 1, 2, 3, 4, 9)] == [4, 4, 2, 1, 1, 1]
+    assert queues.threads(4, 1, queues.ALONE_S / 2) == 1
