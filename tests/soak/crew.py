@@ -33,11 +33,12 @@ SHOWN = 30
 
 @dataclass
 class Window:
-    """The time in which ``models`` may be refused, all if None. Seconds of CLOCK_MONOTONIC; end: none yet."""
+    """The time in which ``models`` may be refused, all if None; reload: or be unknown. Seconds of CLOCK_MONOTONIC."""
 
     models: frozenset[str] | None
     began: float
     end: float = float("inf")
+    reload: bool = False
 
 
 class Excuses:
@@ -49,20 +50,26 @@ class Excuses:
         self.front_died_s = 0.0
 
     @contextmanager
-    def cover(self, *models: str) -> Iterator[Window]:
-        """Excuse refusals of ``models`` (none named: all) from now until a second after the block."""
-        window = Window(frozenset(models) or None, time.monotonic())
+    def cover(self, *models: str, reload: bool = False) -> Iterator[Window]:
+        """Excuse refusals of ``models`` (none named: all) from now until a second after the block.
+
+        reload: they are unloaded and loaded anew, so that they may be unknown, too.
+        """
+        window = Window(frozenset(models) or None, time.monotonic(), reload=reload)
         self._windows.append(window)
         try:
             yield window
         finally:
             window.end = time.monotonic() + 1.0
 
-    def hold(self, model: str, began: float, ended: float) -> bool:
-        """Return whether a request to ``model`` between these times may have been refused."""
+    def hold(self, model: str, began: float, ended: float, *, reload: bool = False) -> bool:
+        """Return whether a request to ``model`` between these times may have been refused, or found nobody."""
         self._windows = [window for window in self._windows if window.end > began - 120]
         return any(
-            window.began <= ended and began <= window.end and (window.models is None or model in window.models)
+            window.began <= ended
+            and began <= window.end
+            and (window.models is None or model in window.models)
+            and (window.reload or not reload)
             for window in list(self._windows)
         )
 
@@ -121,8 +128,9 @@ class Caller:
             self._link.close()
         self._asked_s = began
         status, body, answered_id = self._exchange(f"/models/{name}/invoke", encode(model, number), f"n{number}")
-        if status == 0 or (status in EXCUSES):
-            excused = self._excuses.hold(name, began, time.monotonic())
+        reloaded = status == 404 and self._excuses.hold(name, began, time.monotonic(), reload=True)
+        if status == 0 or status in EXCUSES or reloaded:
+            excused = reloaded or self._excuses.hold(name, began, time.monotonic())
             self._log.add(name, str(status or "connection ended"), excused=excused)
             if not excused:
                 took = time.monotonic() - began

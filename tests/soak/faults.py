@@ -151,9 +151,8 @@ class Faults:
             return True
         described = http.get(f"/models/{name}")
         if described.status_code == 200 and described.json()["state"] == "quarantined":
-            with self._excuses.cover(name) as window:
+            with self._excuses.cover(name, reload=True):
                 self._reload(http, name)
-                window.models = frozenset([name])
             self.healed += 1
         return False
 
