@@ -59,7 +59,7 @@ test-image: setup image ## what is pushed is what is tested: the image, run by a
 	@sh .ci/docker.sh tools
 	@$(BIN)/python -m local_test.archives .demo/archives
 	@$(BIN)/python -m pytest -n 0 -m image tests/image/test_first_answer.py
-	@$(BIN)/python -m pytest -m image --no-loadscope-reorder --ignore tests/image/test_first_answer.py tests/image
+	@$(BIN)/python -m pytest -m image --dist loadfile --no-loadscope-reorder --ignore tests/image/test_first_answer.py tests/image
 
 lock: ## resolve requirements/*.lock again from pyproject.toml (UPGRADE=--upgrade)
 	@$(BIN)/python .ci/lock.py $(UPGRADE)

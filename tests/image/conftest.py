@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from tests.server import ROOT
 
 #: What `make test-image` reports beside passed and failed.
 FIGURES: dict[str, str] = {}
-LONGEST = ["test_mms", "test_push", "test_build", "test_hurry"]
+LONGEST = ["test_mms", "test_push", "test_build", "test_hurry", "test_life"]
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +32,13 @@ def image() -> dict[str, Any]:
 def mms_image() -> str:
     """The image with multi-model-server and Java and no other extra, built as a user builds it."""
     environ = os.environ | {"IMAGE": "berth:mms", "EXTRAS": "mms"}
-    done = subprocess.run(["sh", ".ci/image.sh"], cwd=ROOT, env=environ, capture_output=True, text=True)
+    with (Path(tempfile.gettempdir()) / "berth-mms-image.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two workers the second finds every layer made
+        done = subprocess.run(["sh", ".ci/image.sh"], cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    FIGURES["EXTRAS=mms is built in"] = done.stdout.rpartition("built in ")[2].strip()
+    took = done.stdout.rpartition("built in ")[2].strip()
+    if int(took.split()[0]) > 5:  # what finds its layers tells nothing
+        FIGURES["EXTRAS=mms is built in"] = took
     return environ["IMAGE"]
 
 

@@ -101,8 +101,12 @@ def test_too_little_memory_for_any_engine_is_said_to_be_that(open_path: Path) ->
     container = Container(open_path, "--memory", "100m", "--memory-swap", "100m")
     try:
         docker("wait", container.id)
-        assert container.state()["ExitCode"] == 1
-        assert "has the container the memory for it?" in container.log()
+        state = container.state()
+        if state["ExitCode"] == 137:  # the kernel has taken PID 1 itself: docker's own word for it is all there is
+            assert state["OOMKilled"], state
+        else:
+            assert state["ExitCode"] == 1, container.log()
+            assert "has the container the memory for it?" in container.log()
     finally:
         container.remove()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 from tests.makers import tiny_bert
-from tests.server import Server, running, write_handler, write_script
+from tests.server import ROOT, Server, running, write_handler, write_script
 
 ECHO = """
 from container.handler import Handler
@@ -77,6 +79,25 @@ def test_a_state_folder_that_cannot_be_written_ends_the_server_with_a_sentence(t
     assert "cannot write to the state folder" in server.log()
     assert "Traceback" not in server.log()
     server.http.close()
+
+
+def test_a_gpu_that_is_not_there_ends_the_server_at_once_with_status_2(tmp_path: Path) -> None:
+    server = Server(tmp_path, BERTH_DEVICE="cuda:99")
+    assert server.process.wait(60) == 2
+    assert "docker run --gpus all" in server.log()
+    assert server.log().count("BERTH_DEVICE=cuda:99") == 1, "it does not try again"
+    assert "Traceback" not in server.log()
+    server.http.close()
+
+
+def test_the_process_that_serves_carries_nothing_of_other_verbs() -> None:
+    code = (
+        "import sys\nfrom container.cli import main\ntry: main(['serve', '-h'])\nexcept SystemExit: print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "container.supervise" in loaded
+    assert not {"numpy", "torch", "flask", "container.cli.check", "container.cli.deploy"} & loaded
 
 
 def test_every_family_of_metrics_says_what_it_is(tmp_path: Path) -> None:
