@@ -50,7 +50,7 @@ def _session(path: Path, device: str) -> Any:
         from onnxruntime.capi import onnxruntime_pybind11_state as faults
     except ImportError as error:
         raise LoadFailed(
-            f"{path.name} is ONNX and the server lacks onnxruntime ({error}): pip install 'berth[onnx]'"
+            f"{path.name} is ONNX and the server lacks onnxruntime, or cannot load it: pip install 'berth[onnx]'"
         ) from error
     wanted = ["CPUExecutionProvider"] if device == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
     there = onnxruntime.get_available_providers()

@@ -90,8 +90,10 @@ def _message() -> tuple[ModuleType, ModuleType]:
 
 
 def _unreadable(error: Exception) -> LoadFailed:
+    # Texts of other import errors name files of the server.
+    why = error if isinstance(error, ModuleNotFoundError) else f"{type(error).__name__} of its libraries"
     return LoadFailed(
-        f"this is a Triton archive and the server cannot read {_NAME}: {error}; install the extra: "
+        f"this is a Triton archive and the server cannot read {_NAME}: {why}; install the extra: "
         "pip install 'berth[triton]'"
     )
 

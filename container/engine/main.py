@@ -174,6 +174,7 @@ async def _load_first(parts: Parts, first: list[m.Registered], tell: Callable[[m
     free = asyncio.Semaphore(_LOADERS)
 
     async def load(entry: m.Registered) -> None:
+        """Load one; what does not load is left out, with the reason in the log."""
         async with free:
             try:
                 await parts.loading.load(m.Load(0, entry.name, entry.url))

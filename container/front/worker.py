@@ -143,6 +143,7 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
         """Let gunicorn parse the request of the ride after all, and ``application`` send the answer."""
 
         async def instead(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Send) -> None:
+            """Stand in for the application, once."""
             self.app, self._ride = self.worker.asgi, None
             await receive()
             await application(send)

@@ -94,8 +94,3 @@ def pack(
             packed[name].copy_(tensors[name])
             filled.add(start)
     return Packed(block, packed)
-
-
-def to_device(tensors: Mapping[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:
-    """Return ``tensors`` on ``device``: as they are on a CPU (weights are never copied there), else in one block."""
-    return dict(tensors) if torch.device(device).type == "cpu" else pack(tensors, device).tensors

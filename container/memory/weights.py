@@ -12,7 +12,6 @@ Copied instead of mapped: what is served in another dtype, and tensors that a ca
 
 from __future__ import annotations
 
-import ctypes
 import pickle
 import threading
 import time
@@ -49,8 +48,6 @@ TORCH: dict[str, torch.dtype] = {
     "C64": torch.complex64,
 }
 _STORED = {torch_dtype: name for name, torch_dtype in TORCH.items()}
-_MADV_WILLNEED = 3
-_libc = ctypes.CDLL(None, use_errno=True)
 
 #: A file that was written less than this ago may be written on, or written again in the same tick of its clock.
 QUIET_S = 0.01
@@ -176,17 +173,6 @@ class WeightMap(Mapping[str, torch.Tensor]):
         for path, opened_as in zip(self._checkpoint.files, self._identities, strict=True):
             if _identity(path) != opened_as:
                 raise WeightsChanged(f"{path.name} was changed, replaced or removed under a loaded model")
-
-    def prefetch(self) -> None:
-        """Ask the kernel to read the mapped files ahead; returns at once, and nothing happens if it will not."""
-        seen: set[int] = set()
-        for tensor in self._open_tensors().values():
-            storage = tensor.untyped_storage()
-            if tensor.device.type == "cpu" and storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                start = storage.data_ptr() & -4096
-                length = storage.data_ptr() + storage.nbytes() - start
-                _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_WILLNEED)
 
     # ---------------------------------------------------------------- sharing
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from container.archive import triton
 from container.archive.describe import describe
 from container.archive.manifest import Batch, TensorSpec, Triton
 from container.archive.triton import read_config
@@ -170,6 +171,13 @@ except LoadFailed as error:
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert f"cannot read config.pbtxt: No module named '{missing}'; install the extra: pip install" in told
+    assert "berth[triton]" in told
+
+
+def test_libraries_that_do_not_load_are_told_without_the_servers_paths() -> None:
+    broken = ImportError("cannot import name 'x' from 'google.protobuf' (/opt/berth/lib/google/protobuf/__init__.py)")
+    told = triton._unreadable(broken).message
+    assert "/opt" not in told
     assert "berth[triton]" in told
 
 

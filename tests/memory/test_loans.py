@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from container.errors import LargerThanTier, MemoryBusy, NoRoom
 from container.memory.keeper import Keeper
@@ -246,5 +246,5 @@ class Lending(RuleBasedStateMachine):
         self.loop.close()
 
 
-def test_thousands_of_steps_lose_no_byte():
-    run_state_machine_as_test(Lending, settings=settings(max_examples=60, stateful_step_count=50, deadline=None))
+TestLending = Lending.TestCase
+TestLending.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)

@@ -1,6 +1,6 @@
 import torch
 
-from container.memory.tiers import ALIGN_BYTES, pack, to_device
+from container.memory.tiers import ALIGN_BYTES, pack
 
 
 def test_packed_tensors_are_equal_aligned_and_in_one_block():
@@ -42,13 +42,3 @@ def test_packing_converts_what_it_is_told_to():
 def test_an_empty_model_packs_into_nothing():
     block, packed = pack({})
     assert (block.numel(), packed) == (0, {})
-
-
-def test_on_a_cpu_nothing_moves():
-    tensors = {"w": torch.randn(4)}
-    assert to_device(tensors, "cpu")["w"] is tensors["w"]
-
-
-def test_on_another_device_everything_lies_in_one_block():
-    moved = to_device({"w": torch.randn(4), "v": torch.randn(5)}, "meta")
-    assert {t.device.type for t in moved.values()} == {"meta"}

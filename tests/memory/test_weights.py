@@ -306,12 +306,6 @@ def test_a_pickle_of_anything_but_dense_tensors_is_a_bad_archive_and_runs_nothin
     assert "\n" not in caught.value.message
 
 
-def test_prefetch_asks_and_changes_nothing(folder):
-    weights = open_weights(folder)
-    weights.prefetch()
-    assert torch.equal(weights["embed"], tensors()["embed"])
-
-
 def test_files_that_never_hold_still_are_refused(folder, monkeypatch):
     from container.memory import weights
 
