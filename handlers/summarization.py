@@ -56,6 +56,8 @@ class Parameters(msgspec.Struct, frozen=True):
     clean_up_tokenization_spaces: bool = False
 
 
+#: What text_generation does and this task does not: beams end together, so there is nothing to tell before.
+_ABSENT = ("stream",)
 #: Those that ``generate`` knows.
 _GENERATION = tuple(
     name for name in Parameters.__struct_fields__ if name not in ("seed", "truncation", "clean_up_tokenization_spaces")
@@ -97,7 +99,7 @@ class Summarization(Handler):
         """Return the Request in ``payload``."""
         inputs, given = body.read(payload)
         texts, _ = body.texts(inputs, _MAX_TEXTS)
-        wanted = body.parameters(given, Parameters)
+        wanted = body.parameters(given, Parameters, _ABSENT)
         tokens = [self._tokens(f"inputs[{i}]", text, wanted.truncation) for i, text in enumerate(texts)]
         asked = {name: value for name in _GENERATION if (value := getattr(wanted, name)) is not None}
         longest = max(asked.get("max_length", 0), asked.get("max_new_tokens", 0) + 1)

@@ -70,6 +70,11 @@ def advice(report: Report) -> list[str]:
             "it was loaded but not asked: its code names no example; give one with --payload, in berth.json's warmup, "
             "or as the handler's `example`"
         )
+    if report.kind == "mar":
+        found.append(
+            "its service runs with the archive's folder as working directory; where the kernel grants threads none of "
+            'their own (docker\'s default profile), services take turns: {"isolation": "own"} in berth.json avoids it'
+        )
     if report.varies:
         found.append("the same request is answered differently each time, so answers could not be compared")
     if report.fault is None and not any(report.bytes.values()):

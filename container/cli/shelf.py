@@ -29,12 +29,12 @@ def archives(paths: list[Path]) -> dict[str, Path]:
         for file in inside:
             key = file.relative_to(path).as_posix() if path.is_dir() else file.name
             if not key.endswith(".tar.gz"):
-                raise Trouble(f"{file} is not a .tar.gz (tar -C FOLDER -czf NAME.tar.gz .)")
+                raise Trouble(f"{file} is not a .tar.gz; make one with `berth pack FOLDER`")
             if key in found:
                 raise Trouble(f"{found[key]} and {file} would both be {key}")
             found[key] = file
     if paths and not found:
-        raise Trouble(f"there is no .tar.gz in {', '.join(map(str, paths))}")
+        raise Trouble(f"there is no .tar.gz in {', '.join(map(str, paths))}; `berth pack FOLDER` makes one")
     return found
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,9 @@ def cut(ids: list[int], limit: int, tail: int) -> list[int]:
 
 
 def _shared(files: Sequence[bytes], build: Callable[..., Tokenizer], model_dir: Path) -> Tokenizer:
-    options = fields(model_dir, "tokenizer_config.json") if build is not _from_json else {}
+    options: dict[str, Any] = {}
+    if build is not _from_json:
+        options = fields(model_dir, "tokenizer_config.json") | {_ADDED: fields(model_dir, f"{_ADDED}.json")}
     choice = msgspec.json.encode({key: options.get(key) for key in _CHOICES}, order="sorted")
     digest = xxhash.xxh3_128()
     for part in (*files, choice):
@@ -91,6 +93,8 @@ def _keep(key: _Key, used: Tokenizer) -> None:
         _kept.popitem(last=False)
 
 
+#: Where tokens beside a vocabulary without tokenizer.json are kept, and the option that holds them here.
+_ADDED = "added_tokens"
 #: What of tokenizer_config.json the vocabularies without tokenizer.json need.
 _CHOICES = (
     "do_lower_case",
@@ -103,7 +107,15 @@ _CHOICES = (
     "mask_token",
     "add_prefix_space",
     "tokenizer_class",
+    _ADDED,
 )
+
+
+def _refuse_added(options: dict[str, Any], vocabulary: Collection[str]) -> None:
+    """Raise Unsupported for tokens beside the vocabulary: how they match text is their tokenizer's own affair."""
+    added = sorted(options.get(_ADDED, {}).keys() - vocabulary)
+    if added:
+        raise Unsupported(f"{_ADDED}.json with {added[0]!r}")
 
 
 def _from_json(raw: bytes, options: dict[str, Any]) -> Tokenizer:
@@ -128,6 +140,7 @@ def _word_piece(raw: bytes, options: dict[str, Any]) -> Tokenizer:
     except UnicodeDecodeError as error:
         raise BadArchive(f"vocab.txt is not UTF-8: {error.reason} at byte {error.start}") from error
     vocabulary = {line: index for index, line in enumerate(lines)}
+    _refuse_added(options, vocabulary.keys())
     special = {
         name: _token(options, f"{name}_token", f"[{name.upper()}]") for name in ("unk", "cls", "sep", "pad", "mask")
     }
@@ -162,6 +175,7 @@ def _byte_pairs(vocabulary: bytes, merges: bytes, options: dict[str, Any]) -> To
         lines = [line for line in merges.decode().split("\n") if line and not line.startswith("#version")]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadArchive(f"vocab.json and merges.txt cannot be read: {error}") from error
+    _refuse_added(options, words.keys())
     pairs = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
     stray = next((pair for pair in pairs if not {*pair, "".join(pair)} <= words.keys()), None)
     if stray:

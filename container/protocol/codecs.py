@@ -24,7 +24,7 @@ import numpy as np
 
 from container.errors import BadAnswer, BadRequest, MediaType, NotAcceptable
 from container.payload import JSON
-from container.protocol import media, npy
+from container.protocol import media, npy, v2_header
 
 Parameters = Mapping[str, str]
 
@@ -247,6 +247,8 @@ def decode(body: bytes, content_type: str) -> Any:
     """
     kind, parameters = media.parse(content_type)
     row = _ROWS.get(kind) or _ROWS.get(f"{kind.partition('/')[0]}/*")
+    if row is None and kind.endswith("+json") and not v2_header.is_binary(kind):  # RFC 6839: JSON, whatever it means
+        row = _ROWS[JSON]
     if row is not None:
         return row.decode(body, parameters)
     if kind == "application/x-www-form-urlencoded":

@@ -208,6 +208,8 @@ def test_advice_is_what_is_no_fault() -> None:
     slow = Report(request="given", bytes={"device": 5}, load_ms=31_000, first_ms=1, varies=True, notes=["a"])
     assert [each[:9] for each in advice(slow)] == ["a", "the same ", "load and "]
     assert advice(Report(fault=Fault("load", "x", "y"))) == []
+    service = Report(kind="mar", request="given", bytes={"device": 5})
+    assert "the archive's folder as working directory" in advice(service)[0]
 
 
 def test_answers_are_the_same_up_to_the_last_digits() -> None:

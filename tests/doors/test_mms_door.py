@@ -19,7 +19,6 @@ import pytest
 from container.mms.door import CannotStart, variables
 from container.mms.service import Door
 from container.settings import Settings
-from tests.doors.differences import DIFFERENCES
 from tests.makers import tiny_bert
 from tests.server import ROOT, Server, running, write_handler
 
@@ -210,8 +209,3 @@ def test_what_a_worker_must_know_reads_back(tmp_path: Path) -> None:
     told = Door("/run/engine.sock", "text/csv")
     told.write(tmp_path)
     assert Door.read(tmp_path) == told
-
-
-def test_every_difference_is_told_in_the_page_for_those_who_move_in() -> None:
-    page = (ROOT / "docs" / "moving-in" / "multi-model-server.md").read_text()
-    assert [each.told for each in DIFFERENCES.values() if each.told not in page] == []

@@ -15,6 +15,7 @@ from container.payload import Payload
 from tests.handlers.models import ask, payload
 
 README = Path(__file__).parents[2] / "handlers" / "README.md"
+TESTS = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
@@ -58,10 +59,12 @@ def test_the_example_that_spells_tells_a_letter_a_step():
     assert [(place, last.body) for place, last in told[-1]] == [(0, b""), (1, b"")]
 
 
-def test_every_task_that_can_be_reached_is_in_the_table():
+def test_every_task_that_can_be_reached_is_in_the_table_with_a_test_against_its_library():
     for task, target in TASKS.items():
         file = target.partition(":")[0].rpartition(".")[2]
-        assert f"`{file}.py`" in README.read_text()
+        (row,) = (line for line in README.read_text().splitlines() if line.startswith(f"| `{file}.py` |"))
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named and [name for name in named if f"def {name}(" not in TESTS] == []
         assert type(resolve(Manifest(kind="folder", model_dir="", task=task), None)).task == task
 
 

@@ -85,6 +85,19 @@ def test_classes_of_a_bert_are_its_classs(tmp_path, native, changes):
         assert np.allclose([each["score"] for each in found], [each["score"] for each in wanted], atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_tokens_that_were_added_to_a_bare_vocabulary_are_read_as_transformers_reads_them(tmp_path):
+    names = ("vocab.txt", "tokenizer_config.json")
+    path = bert(tmp_path, tokenizer=names, vocab_size=30524)
+    (path / "added_tokens.json").write_text('{"[SHIP]": 30522, "berthing": 30523, "[CLS]": 101}')
+    texts = ["the [SHIP] lies", "a berthing ship", "no such token"]
+    handler = loaded(Embeddings(), path)
+    assert not handler.reentrant
+    torch.testing.assert_close(torch.tensor(ask(handler, texts)), by_hand(path, texts, "mean"), atol=1e-5, rtol=0)
+    (path / "added_tokens.json").write_text('{"[CLS]": 101}')
+    assert loaded(Embeddings(), path).reentrant
+
+
 # --- GPT-2 -----------------------------------------------------------------------------------------------------------
 
 GPTS = [

@@ -400,3 +400,13 @@ def test_dicts_of_arrays_come_back_from_npz_as_they_went(value: dict[str, np.nda
     body, kind = codecs.encode(value, "application/x-npz")
     back = codecs.decode(body, kind)
     assert list(back) == list(value) and all(same(value[name], back[name]) for name in value)
+
+
+@pytest.mark.parametrize("kind", ["application/vnd.kserve.v2+json", "application/ld+json; charset=utf-8"])
+def test_a_type_that_ends_in_json_is_json(kind):
+    assert codecs.decode(b'{"a": [1]}', kind) == {"a": [1]}
+
+
+def test_tensors_behind_json_are_not_taken_for_json():
+    with pytest.raises(MediaType, match="is not read here"):
+        codecs.decode(b"{}", "application/vnd.sagemaker-triton.binary+json;json-header-size=2")

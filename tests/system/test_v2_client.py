@@ -11,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.makers import tiny_bert
 from tests.rows.graphs import TinyResNet, scripted, write_repository
-from tests.server import Server, write_script
+from tests.server import Server, write_handler, write_script
 
 CONFIG = """
 max_batch_size: 4
@@ -57,6 +57,37 @@ def predict_fn(data, model):
     server.load("script").raise_for_status()
     got = server.http.post("/v2/models/script/infer", content=b"whatever")
     assert got.json() == "application/vnd.kserve.v2+json 8"
+
+
+def test_a_script_without_input_fn_gets_the_tensors_as_its_client_wrote_them(server: Server) -> None:
+    code = """
+def model_fn(d):
+    return 2
+def predict_fn(data, model):
+    return [model * data["inputs"][0]["data"][0]]
+"""
+    write_script(server.folder("plain"), code)
+    server.load("plain").raise_for_status()
+    asked = {"inputs": [{"name": "x", "shape": [1], "datatype": "INT32", "data": [21]}]}
+    assert server.http.post("/v2/models/plain/infer", json=asked).json() == [42]
+    assert server.invoke("plain", asked, content_type="application/vnd.kserve.v2+json").json() == [42]
+
+
+def test_a_handler_class_is_asked_in_v2_wherever_the_request_comes_in(
+    server: Server, client: triton.InferenceServerClient
+) -> None:
+    code = """
+from container.handler import Handler
+class Loud(Handler):
+    def predict(self, batch):
+        return [[each.upper() for each in one["inputs"]] for one in batch]
+"""
+    write_handler(server.folder("loud"), code)
+    server.load("loud").raise_for_status()
+    assert client.infer("loud", [words("a", "b")]).as_numpy("output").tolist() == [b"A", b"B"]
+    asked = {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}]}
+    answer = server.invoke("loud", asked, content_type="application/vnd.kserve.v2+json").json()
+    assert answer["outputs"] == [{"name": "output", "datatype": "BYTES", "shape": [2], "data": ["A", "B"]}]
 
 
 def test_the_repository_is_worked_from_the_client(server: Server, client: triton.InferenceServerClient) -> None:
