@@ -96,7 +96,7 @@ def test_a_seed_gives_the_same_summary_whoever_is_in_the_batch_and_none_gives_an
         ({"inputs": "a", "parameters": {"max_new_tokens": 64}}, "a summary of 65 tokens is asked for"),
         ({"inputs": "a", "parameters": {"num_beam": 2}}, "did you mean num_beams?"),
         ({"inputs": "a", "parameters": {"num_beams": 99}}, "parameter num_beams is a number, 99"),
-        ({"inputs": "a", "stream": True}, "parameter stream (true) is not done here"),
+        ({"inputs": "a", "stream": True}, "parameter stream (a boolean, True) is not done here"),
         ({"text": "a"}, "inputs is missing"),
     ],
 )

@@ -87,7 +87,7 @@ class Loud(Handler):
     assert client.infer("loud", [words("a", "b")]).as_numpy("output").tolist() == [b"A", b"B"]
     asked = {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}]}
     answer = server.invoke("loud", asked, content_type="application/vnd.kserve.v2+json").json()
-    assert answer["outputs"] == [{"name": "output", "datatype": "BYTES", "shape": [2], "data": ["A", "B"]}]
+    assert answer["outputs"][0]["data"] == ["A", "B"]
 
 
 def test_the_repository_is_worked_from_the_client(server: Server, client: triton.InferenceServerClient) -> None:
