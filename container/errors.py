@@ -163,6 +163,12 @@ class LoadFailed(ServingError):
     code = "model.load_failed"
 
 
+class NeedsOwnProcess(LoadFailed):
+    """The model's code looked for a module of its own where only a process of its own has it; tried again in one."""
+
+    code = "model.needs_own_process"
+
+
 class ModelFailed(ServingError):
     """The model's code raised while answering."""
 

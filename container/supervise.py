@@ -15,6 +15,7 @@ import fcntl
 import os
 import resource
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -86,6 +87,7 @@ class Supervisor:
                     self._on_control()
             self._end_what_hangs()
             self._enforce()
+        shutil.rmtree(self._settings.run_dir, ignore_errors=True)
         _log.info("stopped with status %d", self._status)
         return self._status
 
@@ -112,7 +114,11 @@ class Supervisor:
             ) from None
         self._unhealthy.unlink(missing_ok=True)
         self._page = watch.Page(run_dir / "page", create=True)
-        self._check_port()
+        try:
+            self._check_port()
+        except SystemExit:
+            shutil.rmtree(run_dir, ignore_errors=True)
+            raise
 
     def _check_port(self) -> None:
         """Raise SystemExit if the port is taken: gunicorn would try for seconds, and only after the engine is up."""
@@ -231,7 +237,7 @@ class Supervisor:
             "the engine died (%s) inside %s; starting a new one with %d models", _how(died), named, len(self._registry)
         )
         if len(self._engine_deaths) > DEATHS and now - self._engine_deaths[0] < WINDOW_S:
-            self._unhealthy.write_text(f"the engine died {len(self._engine_deaths)} times within {WINDOW_S:.0f} s")
+            self._say_unhealthy(f"the engine died {len(self._engine_deaths)} times within {WINDOW_S:.0f} s")
             if self._settings.door == "mms":
                 self._give_up("Java's /ping cannot tell the platform that this instance is not worth keeping")
                 return
@@ -242,6 +248,13 @@ class Supervisor:
             self._give_up(f"the engine does not start{killed}")
             return
         self._start_engine()
+
+    def _say_unhealthy(self, reason: str) -> None:
+        """Let /ping answer 503 with ``reason``; on a full disk the empty file does."""
+        try:
+            self._unhealthy.write_text(reason)
+        except OSError as error:
+            _log.error("%s; the reason could not be written (%s)", reason, error.strerror)
 
     def _front_died(self, died: os.waitid_result) -> None:
         self._signal(self._front_pid, signal.SIGKILL, group=True)  # what it may have left, Java's workers for one

@@ -22,10 +22,11 @@ from container.host import venv
 from container.host.process import ChildProcess
 from container.memory import probe, sizes
 from container.memory.ledger import Segment
-from container.model import watch
+from container.model import blame, watch
 from container.model.ticket import Ticket
 from container.payload import Payload
 from container.wire import messages as m
+from container.wire.client import GONE
 
 _log = log.get(__name__)
 
@@ -51,6 +52,9 @@ class ChildRunner:
         self._up = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
         self._blamed: dict[str, ServingError] = {}
+        #: Requests whose connection broke: their answer waits for the cause of the death.
+        self._fallen: list[tuple[str, Callable[[Payload | Failure], None]]] = []
+        self._patience: asyncio.TimerHandle | None = None
         self.on_lost: Callable[[list[str], list[watch.Inside], int], None] = lambda names, inside, status: None
         process.on_death = self._died
 
@@ -64,6 +68,7 @@ class ChildRunner:
             self._starting.cancel()
         pid = self._process.pid
         await self._process.stop()
+        self._answer_fallen({})
         if pid is not None:
             self._page.clear(pid)
 
@@ -126,12 +131,19 @@ class ChildRunner:
             return
         self._in_flight[name] = self._in_flight.get(name, 0) + 1
 
-        def on_result(result: Payload | Failure) -> None:
+        def end(result: Payload | Failure) -> None:
             """Settle the ticket unless nobody waits for it any more."""
-            self._in_flight[name] -= 1
             if not ticket.dropped:
+                self._in_flight[name] -= 1
                 ticket.dropped = True
                 ticket.settle(result)
+
+        def on_result(result: Payload | Failure) -> None:
+            """Pass the answer on; that there is none waits for the cause."""
+            if result is GONE:
+                self._fall(name, end)
+            else:
+                end(result)
 
         part = ticket.begin if ticket.part is not None else None
         cancel = client.forward(name, ticket.payload, ticket.deadline_s, on_result, part, ticket.most)
@@ -151,6 +163,21 @@ class ChildRunner:
         """Whether requests of ``name`` are in the child."""
         return self._in_flight.get(name, 0) > 0
 
+    def _fall(self, name: str, end: Callable[[Payload | Failure], None]) -> None:
+        """The connection broke under a request: its answer depends on how the process died, known in a moment."""
+        if self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(_NOTICE_S, self._answer_fallen, {})
+        self._fallen.append((name, end))
+
+    def _answer_fallen(self, failures: dict[str, Failure]) -> None:
+        """Answer those whose connection broke: with their model's own failure, else that they may try again."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        fallen, self._fallen = self._fallen, []
+        for name, end in fallen:
+            end(failures.get(name, GONE))
+
     async def _until_death_is_noticed(self) -> None:
         """The socket tells of a death before the kernel does, and only then is its cause known."""
         try:
@@ -164,8 +191,8 @@ class ChildRunner:
         while True:
             try:
                 await self._process.start()
-            except (TimeoutError, Restarting):
-                _log.error("the child %s did not come up; trying again", self._process.name)
+            except (TimeoutError, Restarting, OSError) as error:  # OSError: no room for a socket or a process
+                _log.error("the child %s did not come up (%s); trying again", self._process.name, error)
                 self._process.kill()
                 await asyncio.sleep(_RETRY_S)
                 continue
@@ -179,9 +206,13 @@ class ChildRunner:
         name = self._process.name
         _log.error("the child %s died (%s) inside %s", name, how(status), [i.model for i in inside] or "nothing")
         for each in inside:
-            if each.phase == "load":
+            # Beside another model's code that ran, a load is not to blame by itself: it is tried once more.
+            if each.phase == "load" and len({one.model for one in inside}) == 1:
                 self._blamed[each.model] = while_loading(each, status)
         self.on_lost(lost, inside, status)
+        # Only now, when the models count as lost: none of these requests is tried again, for it may be what killed.
+        killed = [each.model for each in inside if each.phase == "predict"] if out_of_memory(inside, status) else []
+        self._answer_fallen({model: while_answering(model).to_failure() for model in killed})
         if self._again:
             self.start()
 
@@ -214,7 +245,10 @@ class OwnRunner:
         python, started = sys.executable, time.perf_counter()
         if manifest.requirements:
             work = functools.partial(venv.ensure, Path(manifest.requirements), self._envs, self._envs_limit_bytes)
-            python = await asyncio.get_running_loop().run_in_executor(self._builders, work)
+            try:
+                python = await asyncio.get_running_loop().run_in_executor(self._builders, work)
+            except OSError as error:  # a full disk is want of room, and no fault of the archive
+                raise blame.while_loading(error) from error
         built_ms = (time.perf_counter() - started) * 1e3
         await self.put_down(name)
         child = self._children[name] = self._make(f"own-{hashlib.sha256(name.encode()).hexdigest()[:12]}", python)
@@ -262,11 +296,28 @@ def how(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
+def out_of_memory(inside: list[watch.Inside], status: int) -> bool:
+    """Return whether a process was ended by a SIGKILL that was not ours: the kernel's, when memory is short.
+
+    137 is how a shell, or a library that watches a process of its own, passes such a death on.
+    """
+    ours = any(each.deadline_s < time.monotonic() for each in inside)
+    return status in (-signal.SIGKILL, 128 + signal.SIGKILL) and not ours
+
+
+def while_answering(model: str) -> ServingError:
+    """Return what callers of ``model`` are told when its process was killed from outside."""
+    return OutOfMemory(
+        f"the process that ran model {model!r} was killed from outside, most likely out of memory; "
+        "send less at once, or give the container more memory"
+    )
+
+
 def while_loading(inside: watch.Inside, status: int) -> ServingError:
     """Return what a process's death means for the model that was being loaded in it."""
     if inside.deadline_s < time.monotonic():
         return LoadFailed(f"model {inside.model!r} did not finish loading in time and its process was ended")
-    if status == -signal.SIGKILL:
+    if out_of_memory([inside], status):
         return OutOfMemory(
             f"the process that was loading model {inside.model!r} was killed from outside, most likely out of memory"
         )

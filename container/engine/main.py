@@ -137,15 +137,18 @@ class Parts:
 
         def child(name: str, python: str = sys.executable, *, again: bool = False) -> ChildRunner:
             """Return the runner of a new child, not started yet; ``again``: it is started anew whenever it dies."""
-            process = ChildProcess(name, settings.run_dir, compute, next(blocks), python)
+            process = ChildProcess(name, settings.run_dir, compute, next(blocks), python, alone=not again)
             made = ChildRunner(process, page, again=again)
-            made.on_lost = lambda names, inside, status: self.quarantine.on_lost(names, inside, how(status))
+            made.on_lost = lambda names, inside, status: self.quarantine.on_lost(
+                names, inside, how(status), name, alone=not again
+            )
             return made
 
         self.guests = child("guests", again=True)
         builders = ThreadPoolExecutor(1, "builder")
         self.own = OwnRunner(child, builders, settings.state_dir / "environments", settings.state_limit)
         self.quarantine = Quarantine(self.models, self.residence, self.calls, tell)
+        self.residence.set_apart = self.quarantine.set_apart
 
         def runner_of(manifest: Manifest) -> Runner:
             """Return who runs the model of ``manifest``."""

@@ -2,13 +2,15 @@
 
 A process that had to be killed because a model did not come back: that model is quarantined at once. A process that
 died inside a model's code: at the second time. A model whose folder has offended twice gets a process of its own when
-it is loaded anew. Does not cover: noticing (``supervise`` for what hangs, ``host/process`` for what dies).
+it is loaded anew. Deaths outside of anybody's code (a thread of an author's that ends the process later) have a budget:
+beyond it, those who share the process get one each, and one that has its own is kept out.
+Does not cover: noticing (``supervise`` for what hangs, ``host/process`` for what dies).
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 import msgspec
@@ -24,6 +26,9 @@ from container.wire import messages as m
 
 _log = log.get(__name__)
 
+#: More deaths of one process than this within the window, with nobody's code to blame, and something must follow.
+DEATHS, WINDOW_S = 3, 300.0
+
 
 class Quarantine:
     """The engine's judge. ``tell`` lets the supervisor know, so that a new engine knows it, too."""
@@ -34,13 +39,25 @@ class Quarantine:
         self._calls = calls
         self._tell = tell
         self._offences: Counter[str] = Counter()
+        self._apart: set[str] = set()
+        self._unexplained: dict[str, deque[float]] = {}
 
     def needs_own_process(self, model_dir: str) -> bool:
-        """Return whether a model from ``model_dir`` has offended twice."""
-        return self._offences[model_dir] > 1
+        """Return whether a model from ``model_dir`` has offended twice, or cannot live among others."""
+        return self._offences[model_dir] > 1 or model_dir in self._apart
 
-    def on_lost(self, names: list[str], inside: list[Inside], how: str) -> None:
-        """A child died: its models are on disk now, and whoever it died in is judged."""
+    def set_apart(self, model: Model, why: str) -> None:
+        """Give ``model`` a process of its own from its next rise on."""
+        assert model.manifest is not None
+        _log.warning("model %s gets a process of its own: %s", model.name, why)
+        self._apart.add(model.manifest.model_dir)
+        model.runner = None
+
+    def on_lost(self, names: list[str], inside: list[Inside], how: str, process: str, *, alone: bool) -> None:
+        """A child died: its models are on disk now, and whoever it died in is judged.
+
+        process: its name, the same after a restart. alone: it has one model.
+        """
         for name in names:
             model = self._models.get(name)
             if model is not None:
@@ -55,6 +72,23 @@ class Quarantine:
             self._offences[model.manifest.model_dir] += 1
             if reason and model.life is Life.READY:
                 self.keep_out(model, reason)
+
+        if not inside:
+            self._count(process, [model for name in names if (model := self._models.get(name))], how, alone)
+
+    def _count(self, process: str, models: list[Model], how: str, alone: bool) -> None:
+        """A process died outside of any model's code; beyond the budget, see the module's text."""
+        now = time.monotonic()
+        deaths = self._unexplained.setdefault(process, deque(maxlen=DEATHS + 1))
+        deaths.append(now)
+        if len(deaths) <= DEATHS or now - deaths[0] > WINDOW_S:
+            return
+        deaths.clear()
+        for model in models:
+            if not alone:
+                self.set_apart(model, "its process dies again and again and nobody says of whom")
+            elif model.life is Life.READY:
+                self.keep_out(model, f"its process died {DEATHS + 1} times between its requests, the last time {how}")
 
     def keep_out(self, model: Model, reason: str) -> None:
         """Quarantine ``model``: it answers with ``reason`` until it is unloaded and loaded anew."""

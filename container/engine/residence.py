@@ -9,7 +9,7 @@ from container import log
 from container.engine.lifecycle import Residency
 from container.engine.models import Model, Registry
 from container.engine.runners import Up
-from container.errors import LargerThanTier, OutOfMemory, ServingError
+from container.errors import LargerThanTier, NeedsOwnProcess, OutOfMemory, ServingError
 from container.memory.keeper import Keeper
 from container.memory.ledger import Tier
 
@@ -27,12 +27,21 @@ class Residence:
         self.promotions = 0
         #: Reads the folder anew and writes into the ledger what it will take; sets manifest and runner.
         self.look: Callable[[Model], Awaitable[None]]
+        #: Sees to it that the next ``look`` gives the model a process of its own.
+        self.set_apart: Callable[[Model, str], None]
 
     async def rise(self, model: Model, deadline_s: float) -> None:
-        """Bring ``model`` to the device as its folder is now.
+        """Bring ``model`` to the device as its folder is now, in a process of its own if it comes up in no other.
 
         Raises ServingError; then it is on the disk and the bytes are back.
         """
+        try:
+            await self._rise(model, deadline_s)
+        except NeedsOwnProcess:
+            self.set_apart(model, "it does not load among others for want of its own modules")
+            await self._rise(model, deadline_s)
+
+    async def _rise(self, model: Model, deadline_s: float) -> None:
         try:
             if model.residency is Residency.DISK:
                 await self.look(model)

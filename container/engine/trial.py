@@ -85,6 +85,8 @@ class Trial:
         report.load_ms = (time.perf_counter() - started) * 1e3
         report.times_ms = loaded.times_ms
         report.kind, report.task, report.place = manifest.kind, manifest.task, resolve.place_of(manifest)
+        if model.runner is self._parts.own:
+            report.place = "own"
         report.timeout_s = manifest.settings.timeout_s
         report.bytes = {
             tier.value: ledger.bytes(self._name) for tier in ledger.tiers if self._name in ledger.used_by(tier)

@@ -55,6 +55,7 @@ TABLE: dict[str, Row] = {
     "model.missing": Row(404, "ModelNotFoundException"),
     "model.archive": Row(400, "InvalidModelException"),
     "model.load_failed": Row(500, "InternalServerException"),
+    "model.needs_own_process": Row(500, "InternalServerException"),
     "model.failed": Row(500, "InternalServerException"),
     "model.bad_answer": Row(500, "InternalServerException"),
     "model.timeout": Row(504, "RequestTimeoutException"),

@@ -14,6 +14,9 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 _LEAST_BUDGET_BYTES = 64 << 20
 
+#: Chunks that are put together at the latest: as an object of its own each byte would take forty.
+MANY_CHUNKS = 4096
+
 
 class Budget:
     """Bytes of bodies that this process may hold at a time, from before they are read until they are answered."""
@@ -72,6 +75,7 @@ class Body:
 
     async def _read_on(self, message: dict[str, Any], receive: Receive) -> bytes:
         chunks: list[bytes] = []
+        blocks: list[bytes] = []
         size = 0
         while message["type"] == "http.request":
             chunk = message.get("body", b"")
@@ -80,7 +84,10 @@ class Body:
             size += len(chunk)
             chunks.append(chunk)
             if not message.get("more_body", False):
-                return b"".join(chunks)
+                return b"".join([*blocks, *chunks])
+            if len(chunks) == MANY_CHUNKS:
+                blocks.append(b"".join(chunks))
+                chunks.clear()
             message = await receive()
         raise BadRequest(f"the body stopped coming after {size} bytes", status=408)
 

@@ -27,7 +27,7 @@ from container.errors import BadRequest, Failure, ModelExists, ModelNotFound, Se
 from container.handler import Context, Weights
 from container.host.output import capture_output
 from container.lifeline import die_with_parent
-from container.model import guard, opening, watch
+from container.model import guard, imports, opening, watch
 from container.model.dispatch import Dispatcher
 from container.model.lanes import Lanes
 from container.model.ticket import Ticket
@@ -205,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lanes", type=int, default=2, help="threads that run handlers")
     parser.add_argument("--page", type=Path, required=True, help="the page that the supervisor watches")
     parser.add_argument("--first-slot", type=int, required=True, help="this process's first place on it")
+    parser.add_argument("--alone", action="store_true", help="one archive has this process for itself")
     options = parser.parse_args(argv)
     die_with_parent(options.parent)
     log.configure(options.name, Settings.of_process().log_level)
@@ -212,6 +213,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     capture_output()
     guard.take_baseline()
     collector.settle(ours=False)
+    if options.alone:
+        imports.live_alone()
     page = watch.Page(options.page)
     slots = [page.slot(options.first_slot + index, os.getpid()) for index in range(options.lanes + 2)]
     try:

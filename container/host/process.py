@@ -22,9 +22,11 @@ _START_S = 60.0
 
 
 class ChildProcess:
-    """One host child; ``start`` may be called again after ``on_death``."""
+    """One host child; ``start`` may be called again after ``on_death``. alone: it will hold one archive."""
 
-    def __init__(self, name: str, run_dir: Path, device: str, first_slot: int, python: str = sys.executable) -> None:
+    def __init__(
+        self, name: str, run_dir: Path, device: str, first_slot: int, python: str = sys.executable, *, alone: bool
+    ) -> None:
         self.name = name
         #: The pid of the process that was started last, dead or alive.
         self.last_pid = 0
@@ -43,6 +45,7 @@ class ChildProcess:
             str(run_dir / "page"),
             "--first-slot",
             str(first_slot),
+            *(["--alone"] if alone else []),
         ]
         self._environ = child_environment()
         self._process: asyncio.subprocess.Process | None = None

@@ -1,15 +1,18 @@
 """Environments for archives with ``code/requirements.txt``: built once per content, kept, swept by size.
 
 The key is a hash of the requirements, the wheels the archive brings, the Python and the platform, so that two archives
-that ask for the same share one, and two that conflict never meet. The server's own packages lie beneath, through a
-``.pth`` file: torch is not installed again, and a version that the archive pins shadows ours in its process alone.
+that ask for the same share one, and two that conflict never meet. What the archive's wheels can satisfy is installed
+without asking any index. The server's own packages lie beneath, through a ``.pth`` file: torch is not installed again,
+and a version that the archive pins shadows ours in its process alone.
 pip, not uv: users' indexes, proxies and credentials are configured for pip.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
+import os
 import platform
 import re
 import shutil
@@ -89,7 +92,15 @@ def _build(env: Path, requirements: Path) -> None:
     pip = [str(env / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
     found = {str(wheel.parent) for wheel in _wheels(requirements)}
     links = [option for folder in sorted(found) for option in ("--find-links", folder)]
-    _run([*pip, "--quiet", *links, "-r", str(requirements)], "pip install -r code/requirements.txt")
+    asked = ["--quiet", *links, "-r", str(requirements)]
+    if found:
+        try:
+            _run([*pip, "--no-index", *asked], "pip install --no-index")
+        except LoadFailed:
+            _log.info("the archive's wheels are not all that it asks for; pip's index is asked, too")
+        else:
+            return
+    _run([*pip, *asked], "pip install -r code/requirements.txt")
 
 
 def _run(command: list[str], label: str) -> None:
@@ -103,6 +114,8 @@ def _run(command: list[str], label: str) -> None:
         ) from None
     if done.returncode:
         _log.error("%s failed:\n%s%s", label, done.stdout, done.stderr)
+        if os.strerror(errno.ENOSPC) in done.stderr:
+            raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} in the state folder for code/requirements.txt")
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         words = _SERVER_PATH.sub("", " ".join(lines)[-_TAIL_CHARACTERS:]).replace(str(Path.home()), "~")
         offline = "Could not" in words or "No matching" in words

@@ -22,6 +22,8 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from container.model.after_import import imported
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -44,14 +46,9 @@ _LEAVES = (
 )
 
 
-def _torch() -> Any:
-    module = sys.modules.get("torch")
-    return module if hasattr(module, "nn") else None
-
-
 def no_grad() -> contextlib.AbstractContextManager[Any]:
     """Return a context without gradients; nothing where torch is not loaded."""
-    torch = _torch()
+    torch = imported("torch")
     return contextlib.nullcontext() if torch is None else torch.no_grad()
 
 
@@ -105,7 +102,7 @@ class _Found(NamedTuple):
 
 
 def _finds(value: Any) -> _Found:
-    torch, numpy = _torch(), sys.modules.get("numpy")
+    torch, numpy = imported("torch"), sys.modules.get("numpy")
     modules: Any = () if torch is None else torch.nn.Module
     tensors: Any = () if torch is None else torch.Tensor
     arrays: Any = getattr(numpy, "ndarray", ())
@@ -147,7 +144,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 def _strided(tensor: Any) -> list[Any]:
     """The strided tensors that hold the values of ``tensor``: itself, or the parts of a sparse or wrapping one."""
-    torch = _torch()
+    torch = imported("torch")
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         return [part for name in names for part in _strided(getattr(tensor, name))]
@@ -189,7 +186,7 @@ def opaque(value: Any) -> bool:
     That is: sparse, quantised or subclassed tensors, lazy or meta ones, models that a library has spread over devices
     or quantised, and TorchScript whose graph names a device or whose weights are frozen into it.
     """
-    torch = _torch()
+    torch = imported("torch")
     if torch is None:
         return False
     plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
@@ -205,7 +202,7 @@ def opaque(value: Any) -> bool:
 
 
 def _stuck(module: Any) -> bool:
-    torch = _torch()
+    torch = imported("torch")
     if getattr(module, "hf_device_map", None) or getattr(module, "hf_quantizer", None):
         return True
     if not isinstance(module, torch.jit.ScriptModule):
@@ -224,7 +221,7 @@ def moved(value: Any, device: Any) -> Any:
 
     Containers without a tensor that has to move come back as they are, the same object.
     """
-    torch = _torch()
+    torch = imported("torch")
     if isinstance(value, torch.Tensor):
         return value if value.device == device else value.to(device)
     if isinstance(value, torch.nn.utils.rnn.PackedSequence):
@@ -247,7 +244,7 @@ def moved(value: Any, device: Any) -> Any:
 
 def _first_device(value: Any) -> Any:
     """The device of the first tensor in ``value``, None if there is none."""
-    torch = _torch()
+    torch = imported("torch")
     if isinstance(value, torch.Tensor):
         return value.device
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
@@ -308,7 +305,7 @@ def place(value: Any, device: str) -> None:
 
     May be called again with another device, back to "cpu" included. Hugging Face pipelines get their ``device`` set.
     """
-    torch = _torch()
+    torch = imported("torch")
     if torch is None:
         return
     found = _finds(value)

@@ -1,4 +1,4 @@
-"""Acting right after a module of another package has been imported, whoever imports it and when.
+"""Acting right after a module of another package has been imported, whoever imports it and when; or if it has been.
 
 A finder in front of the others puts a loader into the spec that runs the module and then the action. So nothing has to
 be imported early just to be adjusted.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import ModuleType
+from typing import Any
 
 Action = Callable[[ModuleType], None]
 
@@ -45,6 +46,15 @@ class _Finder(MetaPathFinder):
 
 
 _finder = _Finder()
+
+
+def imported(name: str) -> Any:
+    """Return the module ``name`` if it has been imported to its end; None also while a thread is importing it.
+
+    Half of a module lacks names that it will have in a moment. ``_initializing`` is what ``import`` itself looks at.
+    """
+    module = sys.modules.get(name)
+    return None if getattr(getattr(module, "__spec__", None), "_initializing", False) else module
 
 
 def install(actions: Mapping[str, Action]) -> None:

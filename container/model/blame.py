@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import errno
 import re
-import sys
 import traceback
 
 from container.errors import LoadFailed, ModelFailed, OutOfMemory, ServingError
+from container.model.after_import import imported
 from container.nets import pickles
 
 #: Characters of an author's message that reach a caller.
@@ -74,7 +74,7 @@ def _is_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno in _MEMORY_ERRNOS
-    torch = sys.modules.get("torch")
+    torch = imported("torch")
     if torch is not None and isinstance(error, getattr(torch, "OutOfMemoryError", ())):
         return True
     kinds: tuple[type[BaseException], ...] = (RuntimeError,)
@@ -88,7 +88,7 @@ def poisoned(error: BaseException) -> bool:
 
     A text alone does not count where no context is.
     """
-    torch = sys.modules.get("torch")
+    torch = imported("torch")
     if torch is None or not torch.cuda.is_initialized():
         return False
     kinds = (RuntimeError, getattr(torch, "AcceleratorError", RuntimeError))

@@ -100,12 +100,11 @@ class _Guard:
             (fact, value.copy() if isinstance(value := fact.read(), (dict, list)) else value) for fact in _PROCESS
         ]
         self._has_torch = False
-        self.notice_torch()
+        self.notice_torch(after_import.imported("torch"))
 
-    def notice_torch(self) -> None:
+    def notice_torch(self, torch: Any) -> None:
         """Take torch into the baseline, once, as soon as it is there and before an author can have touched it."""
-        torch = sys.modules.get("torch")
-        if self._has_torch or not hasattr(torch, "get_default_dtype"):
+        if self._has_torch or torch is None:
             return
         with self._lock:
             if not self._has_torch:
@@ -156,7 +155,7 @@ def take_baseline(*, allow_installs: bool = False) -> None:
     global _guard
     guard = _guard = _Guard()
     actions: dict[str, after_import.Action] = {
-        "torch": lambda torch: guard.notice_torch(),
+        "torch": guard.notice_torch,
         "transformers.tokenization_utils_tokenizers": shims.read_vocabulary_files,
         "transformers.pipelines": shims.refuse_dropped_tasks,
         "multiprocessing.spawn": spawned.carry,

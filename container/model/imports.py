@@ -11,7 +11,10 @@ module looks at home first, too.
 
 Pickles know classes by bare names (``utils.Net``). While an archive loads (``aliased``) such names are found as well:
 aliases in ``sys.modules``, under one lock, only for names that no installed package has, gone when the load ends.
-Does not cover: bare names in pickles read after the load; extension modules that can be loaded once per process.
+In a process that one archive has for itself (``live_alone``) they are found for good, on every thread.
+Does not cover: bare names in pickles read after the load in a process that archives share, or by other threads there
+(a load that fails for this is tried again in a process of its own); extension modules that can be loaded once per
+process.
 """
 
 from __future__ import annotations
@@ -86,7 +89,7 @@ class Namespace:
         gone = [
             sys.modules.pop(name, None) for name in list(sys.modules.copy()) if f"{name}.".startswith(f"{self.root}.")
         ]
-        self._sweep()
+        self._drop_aliases()
         for module in gone:
             if module is not None:
                 vars(module).clear()
@@ -106,10 +109,15 @@ class Namespace:
                 yield
             finally:
                 _finder.guest = None
-                for name in _finder.aliases:
-                    sys.modules.pop(name, None)
-                _finder.aliases.clear()
-                self._sweep()
+                if not _finder.serves(self):
+                    self._drop_aliases()
+
+    def lacks(self, name: str | None) -> bool:
+        """Return whether ``name``, a module that was looked for in vain, is one of this archive's."""
+        parts = (name or ".").split(".")
+        return any(
+            Path(path, *parts).is_dir() or Path(path, *parts).with_suffix(".py").is_file() for path in self.paths
+        )
 
     def at_home(self, head: str) -> bool:
         """Return whether ``head``, the first part of a module's name, is this archive's."""
@@ -186,6 +194,12 @@ class Namespace:
             self._home[head] = True
         return found
 
+    def _drop_aliases(self) -> None:
+        for name in _finder.aliases:
+            sys.modules.pop(name, None)
+        _finder.aliases.clear()
+        self._sweep()
+
     def _sweep(self) -> None:
         """Remove modules that were imported from the archive's folder past this namespace, under bare names."""
         for name, module in sys.modules.copy().items():
@@ -253,6 +267,7 @@ class _Finder(MetaPathFinder):
         self.guest: Namespace | None = None
         self.thread = 0
         self.aliases: set[str] = set()
+        self.alone = False
 
     def install(self) -> None:
         """Stand in front of Python's own finders, once."""
@@ -266,7 +281,9 @@ class _Finder(MetaPathFinder):
 
     def serves(self, namespace: Namespace) -> bool:
         """Say whether bare names mean those of ``namespace`` on this thread."""
-        return self.guest is namespace and self.thread == threading.get_ident()
+        if self.guest is namespace and self.thread == threading.get_ident():
+            return True
+        return self.alone and list(self.namespaces.values()) == [namespace]
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -275,8 +292,8 @@ class _Finder(MetaPathFinder):
         owner = self.owner(fullname)
         if owner is not None:
             return owner.spec(fullname, path)
-        guest = self.guest
-        if guest is None or not self.serves(guest):
+        guest = next((each for each in list(self.namespaces.values()) if self.serves(each)), None)
+        if guest is None:
             return None
         head = fullname.partition(".")[0]
         if not guest.at_home(head) or guest.elsewhere(head):
@@ -286,6 +303,16 @@ class _Finder(MetaPathFinder):
 
 
 _finder = _Finder()
+
+
+def live_alone() -> None:
+    """Let bare names be found at any time and on any thread: this process has one archive, and ends with it."""
+    _finder.alone = True
+
+
+def alone() -> bool:
+    """Return whether ``live_alone`` holds here."""
+    return _finder.alone
 
 
 def packages() -> list[tuple[str, list[str]]]:

@@ -23,7 +23,8 @@ from container.wire.stream import Stream
 
 _log = log.get(__name__)
 _RECONNECT_S = 0.02
-_GONE = Restarting(
+#: What everything in flight fails with when the peer is lost; this very object, so that it can be told from others.
+GONE = Restarting(
     "the process that runs the models has just died and is being restarted; try again in a moment", retry_after_s=1.0
 ).to_failure()
 
@@ -190,7 +191,7 @@ class Client:
             self._pending[request_id] = resolve
             self._write(request)
         else:
-            resolve(m.Failed(request_id, _GONE))
+            resolve(m.Failed(request_id, GONE))
 
     def _write(self, request: m.Request) -> None:
         frame = frames.encode(request)
@@ -219,7 +220,7 @@ class Client:
     def _fail_all(self) -> None:
         pending, self._pending = self._pending, {}
         for request_id, resolve in pending.items():
-            resolve(m.Failed(request_id, _GONE))
+            resolve(m.Failed(request_id, GONE))
 
     def _start_connecting(self) -> None:
         if not self._closed and (self._connecting is None or self._connecting.done()):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import random
 from pathlib import Path
 
 import pytest
@@ -111,3 +114,37 @@ def test_warn_only_says_and_off_does_not_even_look(model: Path, caplog: pytest.L
     caplog.clear()
     check(model, "off", None)
     assert caplog.text == ""
+
+
+def damaged(value: object, dice: random.Random) -> object:
+    """``value``, JSON, with something in it replaced, dropped or flipped; what is base64 of JSON is gone into."""
+    if isinstance(value, dict) and value and dice.random() < 0.8:
+        key = dice.choice(list(value))
+        changed = {**value, key: damaged(value[key], dice)}
+        return {name: changed[name] for name in changed if name != key} if dice.random() < 0.1 else changed
+    if isinstance(value, list) and value and dice.random() < 0.8:
+        place = dice.randrange(len(value))
+        return [damaged(each, dice) if index == place else each for index, each in enumerate(value)]
+    if isinstance(value, str) and dice.random() < 0.8:
+        try:
+            raw = bytearray(base64.b64decode(value, validate=True))
+            return base64.b64encode(json.dumps(damaged(json.loads(raw), dice)).encode()).decode()
+        except ValueError:
+            return value[:-1] + chr(dice.randrange(1, 0x300))
+    return dice.choice([None, 1, -1, 1e300, True, "", "x", "A" * 50, [], {}, [[]], {"a": {}}])
+
+
+def test_no_damage_to_a_signature_makes_another_archive_hold_or_ends_in_anything_but_a_refusal(
+    model: Path, tmp_path: Path
+) -> None:
+    private, public = keys(tmp_path / "ours")
+    sign(model, private)
+    good = json.loads((model / SIGNATURE).read_bytes())
+    (model / "code" / "inference.py").write_text("x = 2\n")
+    dice = random.Random(1)
+    for _ in range(300):
+        broken = bytearray(json.dumps(damaged(good, dice)).encode())
+        if dice.random() < 0.3:
+            broken[dice.randrange(len(broken))] = dice.randrange(256)
+        (model / SIGNATURE).write_bytes(broken)
+        assert "does not hold" in refusal(model, public)

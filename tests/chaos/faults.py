@@ -1,292 +1,191 @@
 """The fault table: break one thing under load, note what callers saw and how long until every model answers again.
 
-Each fault gets a fresh server with four models (two of archives' code, two of ours) and callers that check every
-answer. A fault passes if nothing registered is lost, no answer is wrong, and all models answer again.
+python -m tests.chaos.faults [NAME ...]
+
+Faults that need the same ground meet the same server, one after the other: it has to live through all of them. It has
+four models (two of archives' code, two of ours) and callers that check every answer. A fault passes if nothing
+registered is lost, no answer is wrong or doubled, the guilty model's caller is told what it must be told, and all
+models answer again.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
+import httpx
+
+from tests.chaos import grounds
+from tests.chaos.breaking import FAULTS, Fault
 from tests.chaos.traffic import Callers, Model, Told, house
-from tests.server import Server, running, write_handler
+from tests.server import Server, running
 
 #: Callers are watched for this long before the fault, and after all models answer again.
-CALM_S = 0.7
+CALM_S = 0.3
 #: All models must answer again within this.
-BACK_S = 40.0
-
-CRASHES = """
-import ctypes, os, time
-from container.handler import Handler
-
-class Crashes(Handler):
-    def predict(self, batch):
-        if batch[0] == "segfault":
-            ctypes.string_at(0)
-        if batch[0] in ("cuda", "poison"):
-            import torch
-
-            if batch[0] == "poison":  # without a GPU: as if there were a context
-                torch.cuda.is_initialized = lambda: True
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        if batch[0] == "fill":
-            raise OSError(28, "No space left on device")
-        return batch
-"""
+BACK_S = 60.0
+COLUMNS = (
+    "fault",
+    "its own caller was told",
+    "others were told besides 200",
+    "longest wait of others",
+    "all answer after",
+    "outcome",
+)
 
 
 @dataclass
 class Row:
-    """One fault and what came of it."""
+    """One fault and what came of it; why_not: it could not be tried here."""
 
     fault: str
-    told: Told
-    back_s: float
-    lost: list[str]
-    pings: set[int]
-    notes: list[str] = field(default_factory=list)
+    own: list[int] = field(default_factory=list)
+    told: Told = field(default_factory=Told)
+    back_s: float = 0.0
+    pings: set[int] = field(default_factory=lambda: {200})
+    wrong: list[str] = field(default_factory=list)
+    why_not: str = ""
 
-    @property
-    def passed(self) -> bool:
-        return not (self.lost or self.told.wrong or self.notes) and self.back_s < BACK_S
-
-    def cells(self) -> tuple[str, str, str, str]:
-        """Fault, what callers saw, seconds until all answered, verdict."""
-        saw = ", ".join(f"{count} x {code}" for code, count in sorted(self.told.codes.items()) if code != "200")
-        pings = "" if self.pings == {200} else f"; /ping {sorted(self.pings)}"
-        verdict = "nothing lost, nothing wrong" if self.passed else "; ".join(self.lost + self.told.wrong + self.notes)
-        return self.fault, (saw or "nothing") + pings, f"{self.back_s:.1f}", verdict[:300]
-
-
-def _worker(server: Server) -> int:
-    master = server.pid_of("front")
-    return next(process.pid for process in server.family() if process.ppid() == master)
-
-
-def _crash(server: Server, how: str, times: int = 1) -> None:
-    write_handler(server.folder("crashes"), CRASHES)
-    server.load("crashes").raise_for_status()
-    for _ in range(times):
-        server.invoke("crashes", how)
-
-
-def _freeze(server: Server) -> None:
-    """The engine stands still for three seconds, as under a stalled disk or a stopped machine."""
-    engine = server.pid_of("engine")
-    os.kill(engine, signal.SIGSTOP)
-    time.sleep(3)
-    os.kill(engine, signal.SIGCONT)
-
-
-def _fill(folder: Path) -> None:
-    """Fill the file system of ``folder`` to the last byte."""
-    with (folder / "filler").open("wb") as file:
-        try:
-            while True:
-                file.write(b"\0" * 65536)
-                file.flush()
-        except OSError:
-            pass
-
-
-def _state_full(server: Server) -> None:
-    _fill(server.base / "state")
-    os.kill(server.pid_of("engine"), signal.SIGKILL)
-
-
-def _models_full(server: Server) -> None:
-    _fill(server.base / "models")
-    os.kill(server.pid_of("guests"), signal.SIGKILL)
-
-
-def _clock(hours: float) -> Callable[[Server], None]:
-    def jump(server: Server) -> None:
-        (server.base / "clock").write_text(f"{hours * 3600}")
-        write_handler(server.folder("late"), CRASHES)
-        server.load("late").raise_for_status()
-        server.unload("late").raise_for_status()
-
-    return jump
-
-
-FAULTS: dict[str, Callable[[Server], None]] = {
-    "engine killed": lambda server: os.kill(server.pid_of("engine"), signal.SIGKILL),
-    "engine killed twice in a row": lambda server: [_kill_engine(server) for _ in range(2)] and None,
-    "guests' process killed": lambda server: os.kill(server.pid_of("guests"), signal.SIGKILL),
-    "engine and guests killed at once": lambda server: (
-        [os.kill(server.pid_of(part), signal.SIGKILL) for part in ("guests", "engine")] and None
-    ),
-    "segfault in an archive's native code": lambda server: _crash(server, "segfault"),
-    "the same, until it is kept out": lambda server: _crash(server, "segfault", 3),
-    "an archive says it had a CUDA error": lambda server: _crash(server, "cuda", 3),
-    "a CUDA context is poisoned": lambda server: _crash(server, "poison"),
-    "an archive's disk is full": lambda server: _crash(server, "fill", 3),
-    "front worker killed": lambda server: os.kill(_worker(server), signal.SIGKILL),
-    "front worker stopped for good": lambda server: os.kill(_worker(server), signal.SIGTERM),
-    "engine stands still for 3 s": _freeze,
-    "state folder full, engine killed": _state_full,
-    "models folder full, guests killed": _models_full,
-    "clock jumps a day ahead": _clock(24),
-    "clock jumps a day back": _clock(-24),
-}
-
-
-def _kill_engine(server: Server) -> None:
-    engine = server.pid_of("engine")
-    os.kill(engine, signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if server.pid_of("engine") != engine:
-                return
-        except AssertionError:
-            pass
-        time.sleep(0.05)
+    def cells(self) -> tuple[str, ...]:
+        """The row as it is printed."""
+        if self.why_not:
+            return self.fault, "", "", "", "", f"not tried: {self.why_not}"
+        others = ", ".join(f"{count} x {code}" for code, count in sorted(self.told.codes.items()) if code != "200")
+        pings = "" if self.pings == {200} else f"; /ping {', '.join(map(str, sorted(self.pings)))}"
+        return (
+            self.fault,
+            ", ".join(map(str, self.own)),
+            (others or "nothing") + pings,
+            f"{self.told.longest_s:.1f} s",
+            f"{self.back_s:.1f} s",
+            "; ".join(self.wrong)[:400] or f"nothing lost, {self.told.codes['200']} answers right",
+        )
 
 
 @contextmanager
-def _tmpfs(folder: Path, size: str = "24m") -> Iterator[bool]:
-    """Mount a small file system on ``folder``; False where that is not allowed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    try:
-        yield mounted.returncode == 0
-    finally:
-        if mounted.returncode == 0:
-            subprocess.run(["umount", "-l", str(folder)], check=False)
-
-
-_CLOCK = """
-import time
-real, path = time.time, {path!r}
-
-def fake():
-    try:
-        return real() + float(open(path).read() or 0)
-    except (OSError, ValueError):
-        return real()
-
-time.time, time.time_ns = fake, lambda: int(fake() * 1e9)
-"""
-
-
-def _fake_clock(base: Path) -> dict[str, str]:
-    """The environment of a server whose wall clock can jump, as Python sees it.
-
-    Not libfaketime: under it time.sleep of Python 3.11 (clock_nanosleep to an absolute time) fails with EINVAL.
-    """
-    (base / "fake").mkdir()
-    (base / "fake" / "sitecustomize.py").write_text(_CLOCK.format(path=str(base / "clock")))
-    return {"PYTHONPATH": str(base / "fake")}
-
-
-def read_only() -> str:
-    """Start a server on a read-only state folder; return what is wrong with how it refuses."""
-    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        state = Path(place) / "state"
-        state.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(state)], check=False).returncode:
-            return "not tried: mounting a file system is not allowed here"
-        stack.callback(subprocess.run, ["umount", "-l", str(state)], check=False)
-        server = Server(Path(place))
-        status = server.process.wait(60)
-        server.http.close()
-        refused = status == 1 and "cannot write to the state folder" in server.log()
-        return "refuses to start and says which folder" if refused else f"wrong: {status}: {server.log()[-300:]}"
-
-
-def run(fault: str) -> Row | str:
-    """Break a fresh server by ``fault``; return the row, or why it cannot be tried here."""
+def _server(ground: str) -> Iterator[Server]:
+    """A server on ``ground``: plain, disks (two small ones), clock (one that jumps), mms. Raises CannotBe."""
     with ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        environ: dict[str, str] = {}
-        for word, place in (("state folder", "state"), ("models folder", "models")):
-            if fault.startswith(word) and not stack.enter_context(_tmpfs(base / place)):
-                return "not tried: mounting a file system is not allowed here"
-        if fault.startswith("clock"):
-            environ = _fake_clock(base)
-        server = stack.enter_context(running(base, **environ))
-        row = _under_load(fault, server)
-        (base / "state" / "filler").unlink(missing_ok=True)
-        return row
+        environ: dict[str, str] = {"BERTH_DOOR": "mms"} if ground == "mms" else {}
+        if ground == "disks":
+            for place in ("state", "models"):
+                stack.enter_context(grounds.small_disk(base / place))
+        if ground == "clock":
+            environ |= grounds.movable_clock(base)
+        yield stack.enter_context(running(base, **environ))
 
 
-def _under_load(fault: str, server: Server) -> Row:
-    models = house(server)
-    callers = Callers(server, models)
+def _try(fault: Fault, server: Server, models: dict[str, Model]) -> Row:
+    """Break ``server`` under load."""
+    for model in models.values():
+        model.may_say = frozenset({404}) if fault.forgets else frozenset()
+    callers = Callers(server, models, echoes=fault.ground != "mms")
     time.sleep(CALM_S)
+    row = Row(fault.name, told=callers.told)
     broken = time.monotonic()
-    FAULTS[fault](server)
-    pings = _until_all_answer(server, callers.told, models, broken)
-    back_s = max([callers.told.failed_at.get(name, broken) for name in models]) - broken
-    told = callers.stop()
-    lost = sorted(set(models).difference(server.names()))
-    row = Row(fault, told, max(0.0, back_s), [f"{name} is lost" for name in lost], pings)
-    late = [name for name in models if told.answered_at.get(name, 0.0) < broken]
-    row.notes += [f"{name} never answered again" for name in late]
+    try:
+        row.own = fault.do(server)
+    except (httpx.HTTPError, AssertionError) as error:
+        row.wrong.append(f"breaking it failed: {type(error).__name__}: {str(error)[:200]}")
+    except grounds.CannotBe as error:
+        row.why_not = str(error)
+    row.pings = _until_all_answer(server, callers.told, models, broken)
+    callers.stop()
+    told = row.told
+    row.back_s = max([0.0, *(told.failed_at.get(name, broken) - broken for name in models)])
+    row.wrong += told.wrong
+    row.wrong += [f"{name} never answered again" for name in models if told.answered_at.get(name, 0.0) < broken]
+    row.wrong += [f"{name} is lost" for name in sorted(set(models).difference(server.names()))]
+    if fault.own is not None and row.own != fault.own and not row.why_not:
+        row.wrong.append(f"the guilty model's caller was due {fault.own}")
+    if row.back_s >= BACK_S:
+        row.wrong.append("too late")
     return row
 
 
 def _until_all_answer(server: Server, told: Told, models: dict[str, Model], broken: float) -> set[int]:
     """Ping until every model has answered after its last failure for a while; return what /ping said."""
     pings: set[int] = set()
-    calm_since = time.monotonic() + 0.5
+    calm_since = time.monotonic()
     while time.monotonic() - broken < BACK_S:
         try:
             pings.add(server.http.get("/ping", timeout=5).status_code)
-        except OSError:
-            pings.add(0)
-        except Exception:  # noqa: BLE001 - httpx has many names for a connection that broke
-            pings.add(0)
+        except httpx.TransportError:
+            pass  # a worker that was killed took the connection along
         now = time.monotonic()
         if any(told.answered_at.get(name, 0.0) <= max(told.failed_at.get(name, 0.0), broken) for name in models):
             calm_since = now
         if now - calm_since > CALM_S:
             break
-        time.sleep(0.03)
-    return pings - {0} or {0}
+        time.sleep(0.02)
+    return pings
 
 
-def table(rows: list[Row | tuple[str, str]]) -> str:
+def read_only_at_start() -> Row:
+    """Start a server on a read-only state folder."""
+    row = Row("state folder read-only at start")
+    with tempfile.TemporaryDirectory() as place:
+        state = Path(place) / "state"
+        state.mkdir()
+        try:
+            with grounds.read_only(state):
+                server = Server(Path(place))
+                status = server.process.wait(60)
+                server.http.close()
+        except grounds.CannotBe as error:
+            row.why_not = str(error)
+            return row
+        if status != 1 or "cannot write to the state folder" not in server.log() or "Traceback" in server.log():
+            row.wrong.append(f"exit status {status}: {server.log()[-300:]}")
+    return row
+
+
+def table(rows: list[Row]) -> str:
     """Return the fault table in Markdown."""
-    lines = ["| fault | what callers saw besides 200 | seconds until all answer | outcome |", "|---|---|---|---|"]
-    for row in rows:
-        cells = row.cells() if isinstance(row, Row) else (row[0], "", "", row[1])
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    cells = [COLUMNS, ("---",) * len(COLUMNS), *(row.cells() for row in rows)]
+    return "\n".join(f"| {' | '.join(each)} |" for each in cells)
 
 
-def report(names: list[str] | None = None) -> tuple[bool, str]:
-    """Try ``names``, or all; return whether one did not pass, and the table."""
-    rows: list[Row | tuple[str, str]] = []
-    for fault in names or FAULTS:
-        started = time.monotonic()
-        row = run(fault)
-        rows.append(row if isinstance(row, Row) else (fault, row))
-        print(f"... {fault}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
-    at_start = "" if names else read_only()
-    if at_start:
-        rows.append(("state folder read-only at start", at_start))
-    failed = at_start.startswith("wrong") or any(isinstance(row, Row) and not row.passed for row in rows)
-    return failed, table(rows)
+def report(names: list[str] | None = None) -> tuple[bool, list[Row]]:
+    """Try ``names``, or all; return whether one did not pass, and the rows. Tells on stderr where it is."""
+    rows: list[Row] = []
+    chosen = [fault for fault in FAULTS if not names or fault.name in names]
+    for ground, faults in groupby(chosen, key=lambda fault: fault.ground):
+        some = list(faults)
+        try:
+            with _server(ground) as server:
+                models = house(server)
+                for fault in some:
+                    started = time.monotonic()
+                    rows.append(_try(fault, server, models))
+                    _tell(rows[-1], time.monotonic() - started)
+        except grounds.CannotBe as error:
+            rows += [Row(fault.name, why_not=str(error)) for fault in some]
+        except AssertionError as error:
+            rows.append(Row(f"the server of {some[-1].name!r}", wrong=[str(error)[:400]]))
+            _tell(rows[-1], 0.0)
+    if not names:
+        rows.append(read_only_at_start())
+        _tell(rows[-1], 0.0)
+    return any(row.wrong for row in rows), rows
+
+
+def _tell(row: Row, took_s: float) -> None:
+    verdict = "not tried" if row.why_not else "WRONG" if row.wrong else "ok"
+    print(f"... {row.fault}: {verdict}, {took_s:.1f} s", file=sys.stderr, flush=True)
 
 
 def main(names: list[str]) -> int:
     """Run ``names``, or all; print the table; return 1 if a fault did not pass."""
-    failed, text = report(names)
-    print(text)
+    failed, rows = report(names)
+    print(table(rows))
     return int(failed)
 
 

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 SECONDS = 2
 
@@ -90,42 +92,52 @@ def fuzz(name: str, options: list[str]) -> None:
         atheris.Fuzz()
 
 
-def run_all(seconds: int = SECONDS) -> list[tuple[str, int, str]]:
-    """Return (parser, inputs tried, what was found) of every parser, each fuzzed in a process of its own."""
-    rows = []
+class Result(NamedTuple):
+    """One parser, how many inputs were tried, what was found ("" = nothing)."""
+
+    parser: str
+    tried: int
+    found: str
+
+
+def _run(name: str, seconds: int) -> Result:
+    """Fuzz one parser in a process of its own."""
     with tempfile.TemporaryDirectory() as place:
-        for name in targets():
-            command = [sys.executable, "-m", "tests.chaos.fuzz", name, f"-max_total_time={seconds}"]
-            ended = subprocess.run(
-                [*command, "-print_final_stats=1", f"-artifact_prefix={place}/", "-seed=1"],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=seconds + 60,
-                check=False,
-            )
-            tried = re.search(r"number_of_executed_units: (\d+)", ended.stderr)
-            found = "" if ended.returncode == 0 else ended.stderr[-1500:]
-            rows.append((name, int(tried[1]) if tried else 0, found))
-    return rows
+        command = [sys.executable, "-m", "tests.chaos.fuzz", name, f"-max_total_time={seconds}"]
+        ended = subprocess.run(
+            [*command, "-print_final_stats=1", f"-artifact_prefix={place}/", "-seed=1"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds + 60,
+            check=False,
+        )
+    tried = re.search(r"number_of_executed_units: (\d+)", ended.stderr)
+    count = int(tried[1]) if tried else 0
+    return Result(name, count, "" if ended.returncode == 0 and count else ended.stderr[-1500:] or "nothing was tried")
 
 
-def report(seconds: int = SECONDS) -> tuple[bool, str]:
-    """Return whether anything was found, and the table."""
-    rows = run_all(seconds)
+def run_all(seconds: int = SECONDS) -> list[Result]:
+    """Fuzz every parser, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda name: _run(name, seconds), targets()))
+
+
+def table(results: list[Result]) -> str:
+    """Return the results in Markdown, with what was found below."""
     lines = ["| parser | inputs tried | found |", "|---|---|---|"]
-    lines += [f"| {name} | {tried:,} | {'see below' if found else 'nothing'} |" for name, tried, found in rows]
-    lines += [f"\n--- {name}\n{found}" for name, _, found in rows if found]
-    return any(found or not tried for _, tried, found in rows), "\n".join(lines)
+    lines += [f"| {each.parser} | {each.tried:,} | {'see below' if each.found else 'nothing'} |" for each in results]
+    lines += [f"\n--- {each.parser}\n{each.found}" for each in results if each.found]
+    return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> int:
     """Fuzz one parser, or all with a table; return 1 if anything was found."""
     if arguments:
         fuzz(arguments[0], arguments[1:])
-    found, table = report()
-    print(table)
-    return int(found)
+    results = run_all()
+    print(table(results))
+    return int(any(each.found for each in results))
 
 
 if __name__ == "__main__":

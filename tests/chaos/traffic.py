@@ -44,13 +44,18 @@ class Told:
         self.wrong: list[str] = []
         self.failed_at: dict[str, float] = {}
         self.answered_at: dict[str, float] = {}
+        self.longest_s = 0.0
 
 
 class Callers:
     """Threads that ask ``models`` in turn until ``stop``; ``expected(model, number)`` checks an answer."""
 
-    def __init__(self, server: Server, models: dict[str, Model], count: int = 4, pause_s: float = 0.005) -> None:
+    def __init__(
+        self, server: Server, models: dict[str, Model], count: int = 4, pause_s: float = 0.005, *, echoes: bool = True
+    ) -> None:
         self.told = Told()
+        #: Whether the door gives the id of a request back.
+        self._echoes = echoes
         self._server = server
         self._models = models
         self._numbers = itertools.count()
@@ -80,6 +85,7 @@ class Callers:
     def _one(self, link: http.client.HTTPConnection, name: str, number: int) -> None:
         told, model = self.told, self._models[name]
         headers = {"Content-Type": "application/json", "X-Amzn-SageMaker-Inference-Id": f"n{number}"}
+        started = time.monotonic()
         try:
             link.request("POST", f"/models/{name}/invoke", json.dumps(model.question(number)), headers)
             answer = link.getresponse()
@@ -89,8 +95,10 @@ class Callers:
             told.codes["hung up"] += 1
             told.failed_at[name] = time.monotonic()
             return
+        finally:
+            told.longest_s = max(told.longest_s, time.monotonic() - started)
         told.codes[str(answer.status)] += 1
-        if answer.getheader("X-Amzn-SageMaker-Inference-Id") != f"n{number}":
+        if self._echoes and answer.getheader("X-Amzn-SageMaker-Inference-Id") != f"n{number}":
             told.wrong.append(
                 f"request n{number} got the answer of {answer.getheader('X-Amzn-SageMaker-Inference-Id')}"
             )

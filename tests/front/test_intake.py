@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -88,3 +89,26 @@ def test_the_length_is_what_the_framing_says() -> None:
 def test_a_front_s_budget_is_four_bodies_and_at_least_64_mib() -> None:
     assert Budget.for_payloads(25 << 20).limit_bytes == 100 << 20
     assert Budget.for_payloads(1 << 20).limit_bytes == 64 << 20
+
+
+def test_a_body_in_many_crumbs_takes_little_more_than_its_bytes() -> None:
+    count = 300_000
+
+    async def read() -> tuple[bytes, int]:
+        left = count
+
+        async def receive() -> dict[str, Any]:
+            nonlocal left
+            left -= 1
+            return {"type": "http.request", "body": b"%02x" % (left & 255), "more_body": left > 0}
+
+        tracemalloc.start()
+        body = await Body(None, 1 << 20, Budget(1 << 20)).read(receive)
+        return body, tracemalloc.get_traced_memory()[1]
+
+    try:
+        body, peak_bytes = asyncio.run(read())
+    finally:
+        tracemalloc.stop()
+    assert body == b"".join(b"%02x" % (left & 255) for left in range(count - 1, -1, -1))
+    assert peak_bytes < 4 * len(body)

@@ -1,5 +1,6 @@
 import gc
 import itertools
+import pickle
 import sys
 import threading
 import weakref
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 from archives_at_hand import ARCHIVES, bodies, script
 
-from container.errors import BadArchive, LoadFailed
+from container.errors import BadArchive, LoadFailed, NeedsOwnProcess
+from container.handler import Context
+from container.model import imports, opening
 from container.model.imports import Namespace
 from container.payload import Payload
 
@@ -269,3 +272,31 @@ def test_nothing_is_written_into_the_archive(namespace, tmp_path):
     (tmp_path / "inference.py").write_text("")
     namespace(tmp_path).load("inference.py")
     assert [path.name for path in tmp_path.iterdir()] == ["inference.py"]
+
+
+def test_alone_in_a_process_bare_names_are_found_on_any_thread_until_the_archive_goes(write_archive, monkeypatch):
+    script = "def model_fn(model_dir):\n    return 1\n\ndef predict_fn(data, model):\n    return data\n"
+    manifest = write_archive({"code/inference.py": script, "code/onlyhere.py": "class Net: pass\n"}, name="alone")
+    monkeypatch.setattr(imports._finder, "alone", True)
+    model = opening.open_model(manifest, Context("alone", "cpu"))
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(pickle.loads(b"conlyhere\nNet\n(tR.")))
+    thread.start()
+    thread.join()
+    assert type(found[0]).__module__.endswith("_alone.onlyhere"), "the class that the archive's own code sees"
+    model.close()
+    assert "onlyhere" not in sys.modules
+    with pytest.raises(ModuleNotFoundError):
+        pickle.loads(b"conlyhere\nNet\n(tR.")
+
+
+def test_among_others_a_module_of_its_own_that_is_not_found_asks_for_a_process(write_archive):
+    script = (
+        "def model_fn(model_dir):\n    raise ModuleNotFoundError('x', name={0!r})\n\n"
+        "def predict_fn(data, model):\n    return data\n"
+    )
+    for name, kind in (("onlyhere", NeedsOwnProcess), ("folder.inner", NeedsOwnProcess), ("elsewhere", LoadFailed)):
+        files = {"code/inference.py": script.format(name), "code/onlyhere.py": "", "code/folder/inner.py": ""}
+        with pytest.raises(LoadFailed) as raised:
+            opening.open_model(write_archive(files, name=name), Context("m", "cpu"))
+        assert type(raised.value) is kind

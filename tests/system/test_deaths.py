@@ -67,7 +67,9 @@ def test_killing_a_process_costs_only_what_was_in_flight(tmp_path: Path, part: s
                 lambda http: http.post("/models/echo/invoke", json=[1]),
             ],
         )
-        time.sleep(1.0)
+        deadline = time.monotonic() + 60
+        while load.codes[200] < 20 and time.monotonic() < deadline:
+            time.sleep(0.1)
         before = dict(load.codes)
         victim = server.pid_of(part)
         os.kill(victim, signal.SIGKILL)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.makers import tiny_bert, wheel
-from tests.server import Server, running, write_handler
+from tests.server import Server, running, write_handler, write_script
 
 FINE = """
 from container.handler import Handler
@@ -71,15 +72,25 @@ def test_a_regex_that_holds_the_interpreter_is_killed_and_its_model_kept_out_wit
     server.unload("catastrophic").raise_for_status()
 
 
-@pytest.mark.parametrize("what", ["ctypes.string_at(0)", "os._exit(1)", "os.kill(os.getpid(), 9)", "os.abort()"])
+@pytest.mark.parametrize(
+    ("what", "status", "reason"),
+    [
+        ("ctypes.string_at(0)", 503, "server.restarting"),
+        ("os._exit(1)", 503, "server.restarting"),
+        ("os.abort()", 503, "server.restarting"),
+        ("os.kill(os.getpid(), 9)", 507, "memory.exhausted"),  # as the kernel does it when memory is short
+        ("os._exit(137)", 507, "memory.exhausted"),  # as a shell tells of that
+    ],
+)
 def test_code_that_ends_its_process_is_forgiven_once_and_kept_out_the_second_time(
-    server: Server, neighbours: list[str], what: str
+    server: Server, neighbours: list[str], what: str, status: int, reason: str
 ) -> None:
     name = f"dies{abs(hash(what)) % 1000}"
     write_handler(server.folder(name), misbehaving("die", what))
     server.load(name).raise_for_status()
     first = server.invoke(name, "die")
-    assert first.status_code in (503, 507), first.text
+    assert (first.status_code, first.json()["reason"]) == (status, reason), first.text
+    assert not server.describe(name).get("reason")
     assert server.invoke(name, "ok").json() == "ok"
     assert server.invoke("fine", 1).json() == 1
     server.invoke(name, "die")
@@ -131,6 +142,11 @@ def test_requirements_that_cannot_be_had_fail_the_load_with_pips_words(server: S
     answer = server.load("impossible")
     assert (answer.status_code, answer.json()["reason"]) == (500, "model.load_failed")
     assert "greeting==9.9" in answer.json()["message"]
+    (folder / "code" / "requirements.txt").write_text("this is no requirement\n")
+    answer = server.load("impossible")
+    assert (answer.status_code, answer.json()["reason"]) == (500, "model.load_failed")
+    assert "line 1 of requirements.txt" in answer.json()["message"]
+    assert str(server.base) not in answer.text
 
 
 def test_a_model_that_asks_for_it_runs_in_a_process_of_its_own(server: Server) -> None:
@@ -145,6 +161,135 @@ def test_a_model_that_asks_for_it_runs_in_a_process_of_its_own(server: Server) -
         server.unload(name).raise_for_status()
 
 
+ENDS_LATER = """
+import os, threading
+from container.handler import Handler
+
+class EndsLater(Handler):
+    def predict(self, batch):
+        if batch == ["later"]:
+            threading.Timer(0.1, os._exit, (1,)).start()
+        return batch
+"""
+
+
+def ends_later(server: Server, name: str) -> bool:
+    """Ask for an answer whose process ends soon after it; say whether it was given, and wait for that end."""
+    pids = {process.pid for process in server.family()}
+    if server.invoke(name, "later").status_code != 200:
+        return False
+    deadline = time.monotonic() + 10
+    while pids <= {process.pid for process in server.family()} and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return True
+
+
+def test_deaths_that_nobody_is_named_for_have_a_budget_and_the_guilty_one_is_found(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        write_handler(server.folder("later"), ENDS_LATER)
+        write_handler(server.folder("fine"), FINE)
+        for name in ("later", "fine"):
+            server.load(name).raise_for_status()
+        answered = 0
+        while ends_later(server, "later"):
+            answered += 1
+            assert server.invoke("fine", answered).json() == answered
+            assert answered < 20
+        assert answered == 8, "four times among others, four times by itself"
+        described = until(server, "later", "quarantined")
+        assert "died 4 times between its requests, the last time exit status 1" in str(described["reason"])
+        refused = server.invoke("later", "ok")
+        assert (refused.status_code, refused.json()["reason"]) == (503, "model.quarantined")
+        assert "died 4 times" in refused.json()["message"]
+        assert server.invoke("fine", 5).json() == 5
+        assert server.names() == ["fine"]
+
+
+SAME = """
+import json
+
+def model_fn(model_dir):
+    return {"factor": 3}
+
+def input_fn(body, content_type):
+    return json.loads(body)
+
+def predict_fn(data, model):
+    if data == "raise":
+        raise ValueError("no")
+    return {"out": [model["factor"] * each for each in data], "module": __name__.rpartition(".")[2]}
+
+def output_fn(prediction, accept):
+    return json.dumps(prediction), accept
+"""
+
+
+def test_a_process_of_its_own_answers_as_the_shared_one_does(server: Server) -> None:
+    for name, berth in (("shared-same", {}), ("own-same", {"isolation": "own"})):
+        folder = write_script(server.folder(name), SAME)
+        (folder / "berth.json").write_text(json.dumps(berth))
+        server.load(name).raise_for_status()
+    for body in (b"[1, 2.5]", b"[]", b'"raise"', b"{", b""):
+        for accept in ("application/json", "text/plain"):
+            one, other = (server.invoke(name, body, accept=accept) for name in ("shared-same", "own-same"))
+            assert (one.status_code, one.content) == (other.status_code, other.content)
+            assert one.headers["content-type"] == other.headers["content-type"]
+    assert server.invoke("own-same", [1]).json() == {"out": [3], "module": "inference"}
+    for name in ("shared-same", "own-same"):
+        server.unload(name).raise_for_status()
+
+
+def test_an_environment_is_built_once_and_without_a_network_if_the_wheels_are_there(tmp_path: Path) -> None:
+    code = "import greeting\n" + FINE.replace("return batch", "return [greeting.VERSION for _ in batch]")
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0", "PIP_TIMEOUT": "2"}
+    with running(tmp_path, **nowhere) as server:
+        for name in ("first", "second", "lacking"):
+            folder = write_handler(server.folder(name), code)
+            wheel(folder / "code" / "wheels", "1.0")
+            asked = "greeting==1.0\n" + ("other==1.0\n" if name == "lacking" else "")
+            (folder / "code" / "requirements.txt").write_text(asked)
+        for name in ("first", "second"):
+            server.load(name).raise_for_status()
+            assert server.invoke(name, 0).json() == "1.0"
+        assert len(list((tmp_path / "state" / "environments").glob("*/.complete"))) == 1
+        assert server.log().count("building an environment") == 1
+        lacking = server.load("lacking")
+        assert (lacking.status_code, lacking.json()["reason"]) == (500, "model.load_failed")
+        assert "other==1.0" in lacking.json()["message"]
+        assert "bring the wheels in code/wheels/" in lacking.json()["message"]
+        assert len(list((tmp_path / "state" / "environments").glob("*/"))) == 1, "nothing half built is left"
+
+
+UNPICKLES_ELSEWHERE = """
+import concurrent.futures, os, pathlib, pickle
+
+def model_fn(model_dir):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # a thread knows no archive: `net` means nothing there
+        return pool.submit(pickle.loads, pathlib.Path(model_dir, "net.pkl").read_bytes()).result()
+
+def predict_fn(data, model):
+    return {"doubled": model.double(data), "again": type(pickle.loads(b"cnet\\nNet\\n(tR.")) is type(model),
+            "pid": os.getpid()}
+"""
+NET = "class Net:\n    def double(self, number):\n        return 2 * number\n"
+
+
+def test_what_finds_its_own_modules_only_in_a_process_of_its_own_gets_one(server: Server) -> None:
+    for name, program in (("threaded", UNPICKLES_ELSEWHERE), ("lacking", UNPICKLES_ELSEWHERE)):
+        folder = write_script(server.folder(name), program, **({"net": NET} if name == "threaded" else {}))
+        (folder / "net.pkl").write_bytes(b"cnet\nNet\n(tR.")
+    server.load("threaded").raise_for_status()
+    answer = server.invoke("threaded", 4).json()
+    assert (answer["doubled"], answer["again"]) == (8, True)
+    assert answer["pid"] != server.pid_of("guests")
+    assert server.describe("threaded")["bytes"] > 1 << 20, "all of the process is booked"
+    lacking = server.load("lacking")
+    assert (lacking.status_code, lacking.json()["reason"]) == (500, "model.load_failed")
+    assert "No module named 'net'" in lacking.json()["message"]
+    server.unload("threaded").raise_for_status()
+    assert not [process for process in server.family() if any("own-" in part for part in process.cmdline())]
+
+
 def test_code_that_kills_its_process_while_loading_fails_the_load_with_the_cause(
     server: Server, neighbours: list[str]
 ) -> None:
@@ -154,6 +299,23 @@ def test_code_that_kills_its_process_while_loading_fails_the_load_with_the_cause
     assert "exit status 3" in answer.json()["message"]
     assert server.http.get("/models/exits").status_code == 404
     assert server.invoke("fine", 5).json() == 5
+
+
+def test_a_load_under_way_is_not_blamed_for_another_models_crash(server: Server, neighbours: list[str]) -> None:
+    write_handler(server.folder("crasher"), misbehaving("die", "time.sleep(0.5); ctypes.string_at(0)"))
+    slow = "import os, pathlib, time\ntime.sleep(1.5)\n" + FINE
+    write_handler(server.folder("slowly"), slow)
+    server.load("crasher").raise_for_status()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(server.load, "slowly")
+        deadline = time.monotonic() + 10
+        while server.http.get("/models/slowly").status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.invoke("crasher", "die").json()["reason"] == "server.restarting"
+        assert loading.result().status_code == 200, loading.result().text
+    assert server.invoke("slowly", 7).json() == 7
+    for name in ("crasher", "slowly"):
+        server.unload(name).raise_for_status()
 
 
 def test_a_hung_engine_is_replaced_and_the_model_it_hung_in_is_kept_out(tmp_path: Path) -> None:

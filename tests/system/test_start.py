@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 from tests.makers import tiny_bert
@@ -126,3 +129,22 @@ def test_invocations_are_counted_by_model_where_that_is_wanted_and_names_nobody_
         ]
         server.unload("echo").raise_for_status()
         assert 'model="echo"' not in server.http.get("/metrics").text
+
+
+def test_a_folder_of_sockets_that_is_none_is_refused_and_ours_goes_with_the_server(tmp_path: Path) -> None:
+    deep = {"BERTH_STATE_DIR": str(tmp_path / ("d" * 100))}
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as short:
+        deep["TMPDIR"] = short
+        with running(tmp_path, **deep) as server:
+            (folder,) = Path(short).iterdir()
+            assert folder.name.startswith(f"berth-{os.getuid()}-")
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert list(Path(short).iterdir()) == []
+        for spoil in (lambda: folder.symlink_to(tmp_path), folder.touch):
+            spoil()
+            refused = Server(tmp_path, **deep, SAGEMAKER_BIND_TO_PORT=str(server.port))
+            assert refused.process.wait(60) == 1
+            assert "BERTH_STATE_DIR" in refused.log()
+            assert "Traceback" not in refused.log()
+            refused.http.close()
+            folder.unlink()
