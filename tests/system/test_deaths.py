@@ -43,7 +43,7 @@ class Load:
             while not self._stop.is_set():
                 answer = call(http)
                 self.codes[answer.status_code] += 1
-                if answer.status_code not in (200, 503):
+                if answer.status_code not in (200, 503, 507):
                     self.wrong.append(answer.text)
 
     def stop(self) -> None:
@@ -52,8 +52,9 @@ class Load:
             thread.join()
 
 
-@pytest.mark.parametrize("part", ["engine", "guests"])
-def test_killing_a_process_costs_only_what_was_in_flight(tmp_path: Path, part: str) -> None:
+@pytest.mark.parametrize(("part", "told"), [("engine", {503}), ("guests", {507})])
+def test_killing_a_process_costs_only_what_was_in_flight(tmp_path: Path, part: str, told: set[int]) -> None:
+    """guests: whoever was inside the code of ``echo`` is told that memory was short, as the kernel kills for that."""
     with running(tmp_path) as server:
         tiny_bert(server.folder("bert"))
         write_handler(server.folder("echo"), SLOW_ECHO)
@@ -86,7 +87,7 @@ def test_killing_a_process_costs_only_what_was_in_flight(tmp_path: Path, part: s
         load.stop()
         assert before.keys() == {200}, before
         assert load.wrong == []
-        assert load.codes[503] >= 1
+        assert told <= load.codes.keys() <= {200, 503, *told}
         assert set(pings) == {200}
         assert server.pid_of(part) != victim
         assert server.names() == ["bert", "echo"]
