@@ -145,7 +145,7 @@ def test_requirements_that_cannot_be_had_fail_the_load_with_pips_words(server: S
     (folder / "code" / "requirements.txt").write_text("this is no requirement\n")
     answer = server.load("impossible")
     assert (answer.status_code, answer.json()["reason"]) == (500, "model.load_failed")
-    assert "line 1 of requirements.txt" in answer.json()["message"]
+    assert "line 1 of code/requirements.txt" in answer.json()["message"]
     assert str(server.base) not in answer.text
 
 
