@@ -1,13 +1,15 @@
 """How fast a model answers while requests wait for it, and from that how long a new one would wait. Pure.
 
 Told by answers per second rather than by the time of one batch: that is right whatever shares the lanes, however large
-the batches are, and in whichever process the model runs. The pace holds for one backlog after the other: a model that
-nobody waits for any more keeps it, and a new request to it is never refused (its backlog is none).
+the batches are, and in whichever process the model runs. Only time in which somebody waits counts, and it adds up over
+backlogs that are shorter than a window: a pace that has become too slow admits only short ones, and could not be put
+right otherwise. A model that nobody waits for keeps its pace, and a new request to it is never refused (its backlog is
+none).
 """
 
 from __future__ import annotations
 
-#: A pace is taken from answers over at least this long.
+#: A pace is taken from answers over at least this long with a backlog.
 _WINDOW_S = 0.25
 #: A request is refused if its turn would come after this part of its time: the rest is for its own run.
 _SHARE = 0.8
@@ -16,27 +18,29 @@ _SHARE = 0.8
 class Pace:
     """One model's pace. Times are seconds of any one clock."""
 
-    __slots__ = ("_answered", "_item_s", "_since_s")
+    __slots__ = ("_answered", "_busy_s", "_item_s", "_since_s")
 
     def __init__(self) -> None:
         self._since_s: float | None = None
+        self._busy_s = 0.0
         self._answered = 0
         self._item_s = 0.0
 
     def started(self, backlog: int, now_s: float) -> None:
-        """Note a request that found ``backlog`` others before it; with none, counting starts anew."""
+        """Note a request that found ``backlog`` others before it; with none, nobody had waited until now."""
         if backlog == 0 or self._since_s is None:
-            self._since_s, self._answered = now_s, 0
+            self._since_s = now_s
 
     def answered(self, now_s: float) -> None:
         """Note one answer, whatever it was."""
         if self._since_s is None:
             return
         self._answered += 1
-        took_s = now_s - self._since_s
-        if took_s >= _WINDOW_S:
-            self._item_s = took_s / self._answered
-            self._since_s, self._answered = now_s, 0
+        self._busy_s += now_s - self._since_s
+        self._since_s = now_s
+        if self._busy_s >= _WINDOW_S:
+            self._item_s = self._busy_s / self._answered
+            self._busy_s, self._answered = 0.0, 0
 
     def wait_s(self, backlog: int) -> float:
         """Return the seconds that ``backlog`` requests take; 0 until a pace is known."""

@@ -45,6 +45,21 @@ def test_time_in_which_nobody_asked_does_not_count() -> None:
     assert pace.wait_s(1) == pytest.approx(0.01, rel=0.2)
 
 
+def test_a_model_that_was_slow_for_a_while_gets_its_queue_back() -> None:
+    pace, now_s = paced(0.5, 5), 200.0
+    longest = backlog = 0
+    for _ in range(200):  # somebody comes at every moment, and the model answers one in 10 ms again
+        while not pace.too_late(backlog, 1.0) and backlog < 50:
+            pace.started(backlog, now_s)
+            backlog += 1
+        longest = max(longest, backlog)
+        for _ in range(backlog):
+            now_s += 0.01
+            pace.answered(now_s)
+        backlog = 0
+    assert longest == 50
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 100), st.floats(0, 10)), max_size=60))
 def test_whatever_happens_waits_are_finite_and_grow_with_the_backlog(steps: list[tuple[bool, int, float]]) -> None:
     pace, now_s = Pace(), 0.0
