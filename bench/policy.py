@@ -16,7 +16,7 @@ import numpy as np
 
 from container.memory.ledger import HALF_LIFE, Ledger, Segment, Tier
 from container.memory.order import ORDERS, Coldest, Name
-from container.memory.plan import Demote, make_room
+from container.memory.plan import Demote, Marks, ease, make_room
 
 MODELS = 1000
 EXPONENT = 0.9
@@ -92,8 +92,10 @@ def _filled(worth: Sequence[float], sizes: Sequence[int], room_bytes: int) -> fl
     return got
 
 
-def replay(work: Workload, room_bytes: int, policy: Name, half_life: float = HALF_LIFE) -> Outcome:
-    """Return what ``policy`` reaches with ``room_bytes`` on the device."""
+def replay(
+    work: Workload, room_bytes: int, policy: Name, half_life: float = HALF_LIFE, marks: Marks | None = None
+) -> Outcome:
+    """Return what ``policy`` reaches with ``room_bytes`` on the device; ``marks``: sinking goes on beside it."""
     book = Ledger({Tier.DEVICE: room_bytes}, half_life=half_life)
     coldest = Coldest(book, Tier.DEVICE, ORDERS[policy])
     names = [f"m{model}" for model in range(MODELS)]
@@ -121,6 +123,9 @@ def replay(work: Workload, room_bytes: int, policy: Name, half_life: float = HAL
                     book.release(step.name, Tier.DEVICE)
             book.reserve(name, Tier.DEVICE)
             book.commit(name, Tier.DEVICE)
+            for demote in ease(book, Tier.DEVICE, marks, order=coldest, spared=name) if marks is not None else ():
+                book.demote(demote.name, Tier.DEVICE)
+                book.release(demote.name, Tier.DEVICE)
         spent += cost if number >= counted_from else 0.0
         book.touch(name, float(number))
     counted = len(work.trace) - counted_from

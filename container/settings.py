@@ -75,6 +75,15 @@ def _device(text: str) -> str:
     return text
 
 
+def _marks(text: str) -> tuple[float, float] | None:
+    if text == "off":
+        return None
+    match = re.fullmatch(r"(\d{1,3})-(\d{1,3})", text)
+    if match is None or not 0 < int(match[2]) <= int(match[1]) <= 100:
+        raise ValueError("off, or HIGH-LOW in percent of the limit, as 95-85")
+    return int(match[1]) / 100, int(match[2]) / 100
+
+
 def _service(text: str) -> str:
     if not re.fullmatch(r"/.+\.py:\w+", text):
         raise ValueError("a file and its function or class, /path/service.py:handle")
@@ -157,6 +166,13 @@ class Settings:
         _switch("sink", "platform"),
         "sink",
         "platform: never sink, answer 507 and let SageMaker choose",
+    )
+    water_marks: tuple[float, float] | None = _setting(
+        "BERTH_WATER_MARKS",
+        _marks,
+        None,
+        "`95-85`: once 95 % of a tier is taken, idle models sink in the background until 85 % is",
+        "off",
     )
     sharing: bool = _setting("BERTH_SHARING", _on_off, True, "equal weights of different models are kept once", "on")
     allow_code: bool = _setting("BERTH_ALLOW_CODE", _on_off, True, "off: archives that bring code are refused", "on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from container import log
@@ -10,6 +11,7 @@ from container.memory import probe
 from container.memory.blocks import Blocks
 from container.memory.cuda import CudaDevice
 from container.memory.device import Device
+from container.memory.known import Known
 from container.memory.ledger import Tier
 from container.memory.regions import DeviceRegion, HostRegion
 from container.memory.sim import SimDevice
@@ -38,6 +40,20 @@ def limits(settings: Settings, device: Device | None) -> dict[Tier, int]:
     on_device = int(free * probe.SHARE) if settings.memory_limit is None else min(settings.memory_limit, free)
     in_ram = settings.host_memory_limit
     return {Tier.DEVICE: on_device, Tier.HOST: int(probe.free_ram_bytes() * _HOST_SHARE) if in_ram is None else in_ram}
+
+
+def free(known: Known) -> dict[Tier, Callable[[], int]]:
+    """Return what asks a machine without a device how much more models could take; mapped files count as free there."""
+    return {Tier.DEVICE: lambda: probe.free_ram_bytes() - known.mapped_bytes()}
+
+
+def free_under(device: Device, blocks: Blocks) -> dict[Tier, Callable[[], int]]:
+    """Return the same for a device and the RAM under it: what the arenas have and nobody uses is for models."""
+    host, on_device = blocks.host, blocks.on_device
+    return {
+        Tier.DEVICE: lambda: device.free_bytes() + on_device.capacity - on_device.used_bytes,
+        Tier.HOST: lambda: probe.free_ram_bytes() + host.capacity - host.used_bytes,
+    }
 
 
 def blocks(settings: Settings, device: Device, limits: dict[Tier, int]) -> Blocks:

@@ -21,6 +21,7 @@ from container.engine.residence import Residence
 from container.memory.keeper import Keeper
 from container.memory.ledger import Tier
 from container.memory.loans import Loans
+from container.memory.machine import Machine
 from container.metrics import Metrics
 from container.wire import messages as m
 from container.wire.api import Respond
@@ -37,6 +38,7 @@ class Engine:
         models: Registry,
         keeper: Keeper,
         loans: Loans,
+        machine: Machine,
         residence: Residence,
         calls: Calls,
         loading: Loading,
@@ -46,6 +48,7 @@ class Engine:
         self._models = models
         self._keeper = keeper
         self._loans = loans
+        self._machine = machine
         self._residence = residence
         self._calls = calls
         self._loading = loading
@@ -137,6 +140,9 @@ class Engine:
             rows.append(("berth_shared_bytes", {"tier": tier.value}, float(shared)))
             rows.append(("berth_saved_bytes", {"tier": tier.value}, float(saved)))
         rows.append(("berth_cache_bytes", {"tier": Tier.DEVICE.value}, float(self._loans.bytes())))
+        rows += [
+            ("berth_memory_gap_bytes", {"tier": tier.value}, float(gap)) for tier, gap in self._machine.gaps().items()
+        ]
         tiers = {tier.value: 0 for tier in (*ledger.tiers, Tier.DISK)}
         for model in self._models.all():
             if model.name in ledger:

@@ -197,8 +197,8 @@ class Loading:
         folder = real_path(url)
         if folder is None or not any(root in (folder, *folder.parents) for root in roots):
             raise BadModelPath(
-                f"url {url[:200]!r} is not under a folder that models may be loaded from: "
-                f"{self._settings.base_dir}/models and {self._settings.base_dir}/model (SAGEMAKER_BASE_DIR sets where)"
+                f"url {url[:200]!r} is not under a folder that models may be loaded from: `models` and `model` in the "
+                "folder that SAGEMAKER_BASE_DIR names, or the folder of `berth serve --models`"
             )
         if not folder.is_dir():
             raise ModelMissing(f"url {url[:200]!r}: there is no such folder; it must hold the extracted archive")

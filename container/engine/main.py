@@ -37,11 +37,12 @@ from container.engine.tiered import TieredResidence
 from container.errors import ServingError
 from container.host.process import ChildProcess
 from container.lifeline import die_with_parent
-from container.memory import mapped
+from container.memory import mapped, plan
 from container.memory.keeper import Keeper
 from container.memory.known import Known
-from container.memory.ledger import Ledger
+from container.memory.ledger import Ledger, Tier
 from container.memory.loans import Loans
+from container.memory.machine import Machine
 from container.metrics import Metrics
 from container.model import queues, resolve, watch
 from container.model.dispatch import Dispatcher
@@ -118,26 +119,32 @@ class Parts:
         compute = "cpu" if device is None else device.compute
         slots = [page.slot(index, os.getpid()) for index in range(count + 1)]
         dispatcher = Dispatcher(Lanes(count, _tune if compute == "cpu" else None, slots))
-        self.keeper = Keeper(Ledger(limits), lambda name, tier: self.residence.sink(name, tier), settings.eviction)
+        marks = plan.Marks(*settings.water_marks) if settings.water_marks is not None else None
+        self.keeper = Keeper(Ledger(limits), self._sink, settings.eviction, marks)
         lanes: Runner
         loans = Loans(self.keeper, lambda: self.residence.trim())
         if device is None:
             known = Known(self.device, allow_pickle=settings.allow_pickle, share=settings.sharing)
             lanes = LaneRunner(dispatcher, loaders, ThreadPoolExecutor(1, "sharer"), self.device, known, loans.room)
             self.residence = Residence(self.models, self.keeper)
+            free = devices.free(known)
         else:
             movers = ThreadPoolExecutor(_MOVERS, "mover")
-            lanes = TierRunner(dispatcher, loaders, movers, devices.blocks(settings, device, limits), loans.room)
+            blocks = devices.blocks(settings, device, limits)
+            lanes = TierRunner(dispatcher, loaders, movers, blocks, loans.room)
+            free = devices.free_under(device, blocks)
             self.residence = TieredResidence(self.models, self.keeper, lanes)
+        machine = Machine(self.keeper.ledger, free)
+        self.keeper.look = machine.look
         self.calls = Calls(settings, self.models, self.keeper.ledger, self.residence, loans, metrics)
         dispatcher.lend = loans.take
         dispatcher.on_idle = self._idle
         dispatcher.on_stale = self.calls.stale
-        blocks = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS, watch.BLOCK))
+        places = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS, watch.BLOCK))
 
         def child(name: str, python: str = sys.executable, *, again: bool = False) -> ChildRunner:
             """Return the runner of a new child, not started yet; ``again``: it is started anew whenever it dies."""
-            process = ChildProcess(name, settings.run_dir, compute, next(blocks), python, alone=not again)
+            process = ChildProcess(name, settings.run_dir, compute, next(places), python, alone=not again)
             made = ChildRunner(process, page, again=again)
             made.on_lost = lambda names, inside, status: self.quarantine.on_lost(
                 names, inside, how(status), name, alone=not again
@@ -161,10 +168,13 @@ class Parts:
             settings, self.models, self.keeper, self.residence, self.calls, runner_of, loaders, tell, metrics
         )
         self.engine = Engine(
-            self.device, self.models, self.keeper, loans, self.residence, self.calls, self.loading, metrics
+            self.device, self.models, self.keeper, loans, machine, self.residence, self.calls, self.loading, metrics
         )
         room = ", ".join(f"{limit / 2**20:.1f} MiB on the {tier.value} tier" for tier, limit in limits.items())
         _log.info("device %s, %s, %d cores", self.device, room, cores)
+
+    async def _sink(self, name: str, tier: Tier) -> int:
+        return await self.residence.sink(name, tier)
 
     def _idle(self, name: str) -> None:
         model = self.models.get(name)

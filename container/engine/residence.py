@@ -54,13 +54,14 @@ class Residence:
         model.reside("at_device")
         self._keeper.changed()  # it may go again from here on, and somebody may wait for that
         await self._keeper.fit(model.name)
+        self._keeper.ease(model.name)
         self._join(model)
 
     async def renew(self, model: Model) -> None:
         """Take ``model``, whose files have changed, from the device once nothing of it runs; it can rise anew then."""
         while model.held:
             await asyncio.sleep(0.001)
-        await self.sink(model.name)
+        await self.leave(model.name)
         model.stale = False
 
     async def sink(self, name: str, tier: Tier = Tier.DEVICE) -> int:

@@ -69,7 +69,8 @@ class TierRunner(OnLanes):
         await self._on(self._movers, functools.partial(self.blocks.lift, name))
         settings, handler = self._open[name].manifest.settings, self._open[name].opened.handler
         batch = settings.batch
-        self._dispatcher.open(name, handler, batch.max_size, batch.max_delay_ms, settings.timeout_s)
+        is_fresh = functools.partial(self.blocks.is_fresh, name)
+        self._dispatcher.open(name, handler, batch.max_size, batch.max_delay_ms, settings.timeout_s, is_fresh)
 
     async def lower(self, name: str) -> None:
         """Leave the device; its bytes there are free when this returns."""

@@ -52,6 +52,8 @@ class Account:
     def __init__(self, tier: Tier, limit: int) -> None:
         self.tier = tier
         self.limit = limit
+        #: What the machine itself has for models, where that is less; None = not known.
+        self.cap: int | None = None
         #: Models that lie here whole; models on their way here; models with bytes on their way out.
         self.used_by: set[str] = set()
         self.reserved_by: set[str] = set()
@@ -63,10 +65,11 @@ class Account:
         self._reserved_bytes = 0
 
     def figures(self) -> Figures:
-        """Return the sums."""
+        """Return the sums; the limit is the machine's own where that is less."""
         leaving = sum(self.leaving.values())
-        free = self.limit - self._used_bytes - self._reserved_bytes - leaving
-        return Figures(self.limit, self._used_bytes, self._reserved_bytes, leaving, max(0, free), max(0, -free))
+        limit = self.limit if self.cap is None else min(self.limit, self.cap)
+        free = limit - self._used_bytes - self._reserved_bytes - leaving
+        return Figures(limit, self._used_bytes, self._reserved_bytes, leaving, max(0, free), max(0, -free))
 
     def has(self, name: str) -> bool:
         """Is any byte of ``name`` booked here?"""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from container.memory.arena import Event
+from container.memory.reading import Source
 from container.memory.regions import Place
 from container.memory.tiers import Layout
 from container.memory.weights import WeightsClosed
@@ -59,3 +61,14 @@ class Block:
     #: Sources whose tensors were compared with these, byte for byte.
     verified: set[tuple[object, ...]] = field(default_factory=set)
     moving: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """One model. parts: its blocks, each with {name in the model: name in the block}. is_read: all of it was in RAM."""
+
+    source: Source
+    folder: Path
+    parts: list[tuple[Block, dict[str, str]]]
+    views: Views = field(default_factory=Views)
+    is_read: bool = False

@@ -19,7 +19,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,27 +26,17 @@ import torch
 from container.archive.manifest import Manifest
 from container.errors import BadArchive
 from container.memory.arena import Event, NoRun, Slot
-from container.memory.block import Block, Views
+from container.memory.block import Block, Model, Views
 from container.memory.device import Device
 from container.memory.ledger import Segment, Tier
 from container.memory.reading import Source
 from container.memory.regions import DeviceRegion, HostRegion, Place
 from container.memory.sharing import LEAST_BYTES, same_bytes
 from container.memory.tiers import lay_out, views
-from container.memory.weights import WeightsChanged
+from container.memory.weights import CHANGED_QUIET_S, QUIET_S, WeightsChanged
 
 #: A block is shared only by models that have this part of it, or more: who uses it moves all of it.
 _SHARED_PART = 7 / 8
-
-
-@dataclass(slots=True, eq=False)
-class _Model:
-    """One model. parts: its blocks, each with {name in the model: name in the block}."""
-
-    source: Source | None
-    folder: Path
-    parts: list[tuple[Block, dict[str, str]]]
-    views: Views = field(default_factory=Views)
 
 
 class Blocks:
@@ -64,10 +53,11 @@ class Blocks:
         self._allow_pickle = allow_pickle
         self._share = share
         self._lock = threading.Lock()
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, Model] = {}
         self._blocks: dict[str, Block] = {}
         self._by_print: dict[bytes, Block] = {}
         self._made = 0
+        self._changed: set[str] = set()
 
     # ------------------------------------------------------------- disk to host
 
@@ -104,7 +94,7 @@ class Blocks:
         model = self._models.get(name)
         if model is None or model.folder != folder:
             self._prepare(name, manifest, folder)
-        if self._models[name].source is not None:
+        if not self._models[name].is_read:
             try:
                 self.read(name, manifest)
             except NoRun:
@@ -114,15 +104,32 @@ class Blocks:
         model.views.rebind(self._tensors(model, lambda block: block.host))
         return model.views
 
-    def _prepare(self, name: str, manifest: Manifest, folder: Path) -> _Model:
+    def is_fresh(self, name: str) -> bool:
+        """Whether the files under ``name`` are those that were read, or gone; 3 µs a file."""
+        model = self._models.get(name)
+        if model is None or model.source.is_fresh():
+            return True
+        self._changed.add(name)
+        return False
+
+    def _prepare(self, name: str, manifest: Manifest, folder: Path) -> Model:
         self.close(name)
         dtype, salt = manifest.settings.dtype, manifest.settings.salt
-        source = Source(folder, dtype, self.device.compute, allow_pickle=self._allow_pickle)
+        quiet_s = CHANGED_QUIET_S if name in self._changed else QUIET_S
+        source = Source(
+            folder,
+            dtype,
+            self.device.compute,
+            allow_pickle=self._allow_pickle,
+            limit=self.on_device.limit,
+            quiet_s=quiet_s,
+        )
+        self._changed.discard(name)
         prints = source.fingerprints(salt) if self._share else {}
         with self._lock:
             parts = self._claim(name, prints)
             taken = {tensor for _, names in parts for tensor in names}
-            model = _Model(source, folder, parts)
+            model = Model(source, folder, parts)
             self._own(
                 name, model, {tensor: prints.get(tensor, b"") for tensor in source.layout.shapes if tensor not in taken}
             )
@@ -152,9 +159,8 @@ class Blocks:
                 left = {tensor: print_ for tensor, print_ in left.items() if tensor not in names}
         return parts
 
-    def _own(self, name: str, model: _Model, prints: Mapping[str, bytes]) -> None:
+    def _own(self, name: str, model: Model, prints: Mapping[str, bytes]) -> None:
         """Give ``model`` a block of its own for the tensors ``prints``; called under the lock."""
-        assert model.source is not None
         if not prints:
             return
         self._made += 1
@@ -163,16 +169,16 @@ class Blocks:
         self._blocks[block.id] = block
         model.parts.append((block, {tensor: tensor for tensor in prints}))
 
-    def _read(self, name: str, model: _Model, keep: bool) -> None:
+    def _read(self, name: str, model: Model, keep: bool) -> None:
         """Compare what is to be shared, read the rest; then every block of ``model`` is in RAM."""
-        assert model.source is not None
         for block, names in [part for part in model.parts if part[0].host is not None]:
             if not self._equal(model.source, block, names):
                 self._part(name, model, block, names)
         for block, _ in model.parts:
             if block.host is None:
                 self._fill(block, model.source, keep)
-        model.source = None
+        model.source.forget()
+        model.is_read = True
 
     def _equal(self, source: Source, block: Block, names: Mapping[str, str]) -> bool:
         if source.identity in block.verified:
@@ -184,9 +190,8 @@ class Blocks:
         block.verified.add(source.identity)
         return True
 
-    def _part(self, name: str, model: _Model, block: Block, names: Mapping[str, str]) -> None:
+    def _part(self, name: str, model: Model, block: Block, names: Mapping[str, str]) -> None:
         """Samples were equal and the tensors are not: ``model`` has its own after all."""
-        assert model.source is not None
         with self._lock:
             model.parts.remove((block, dict(names)))
             mine = [part for part in model.parts if part[0].host is None]
@@ -305,7 +310,7 @@ class Blocks:
             if place is not None:
                 self.host.give(place, [block.arrived] if block.arrived is not None else [])
 
-    def _tensors(self, model: _Model, memory_of: Callable[[Block], torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    def _tensors(self, model: Model, memory_of: Callable[[Block], torch.Tensor | None]) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
         for block, names in model.parts:
             memory = memory_of(block)

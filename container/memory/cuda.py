@@ -77,5 +77,6 @@ class CudaDevice:
         _cuda.empty_cache()
 
     def free_bytes(self) -> int:
-        """Return what cudaMemGetInfo says is free."""
-        return int(_cuda.mem_get_info(self._device)[0])
+        """Return what cudaMemGetInfo says is free, and what torch's allocator keeps for itself."""
+        kept = _cuda.memory_reserved(self._device) - _cuda.memory_allocated(self._device)
+        return int(_cuda.mem_get_info(self._device)[0] + kept)

@@ -25,7 +25,13 @@ SINK_AGAIN_S = 10.0
 class Keeper:
     """The doing side of the memory; one for a device."""
 
-    def __init__(self, ledger: Ledger, sink: Callable[[str, Tier], Awaitable[object]], policy: plan.Policy) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        sink: Callable[[str, Tier], Awaitable[object]],
+        policy: plan.Policy,
+        marks: plan.Marks | None = None,
+    ) -> None:
         self.ledger = ledger
         self._coldest = {tier: Coldest(ledger, tier, lrfu) for tier in ledger.tiers}
         self._sink = sink
@@ -33,6 +39,10 @@ class Keeper:
         self._changed: asyncio.Event = asyncio.Event()
         self._sank_for: dict[str, float] = {}
         self.demotions = 0
+        self._marks = marks
+        self._easing: dict[Tier, asyncio.Task[None]] = {}
+        #: Brings the machine's own figures into the ledger; called before each plan.
+        self.look: Callable[[], None] = lambda: None
 
     async def reserve(self, name: str, deadline_s: float, tier: Tier = Tier.DEVICE) -> None:
         """Reserve the bytes of ``name`` on ``tier``, sinking idle models as planned.
@@ -51,12 +61,25 @@ class Keeper:
         """Reserve as ``reserve`` does, waiting only for idle models to sink. Raises plan.Wait, too."""
         while True:
             self._changed.clear()
+            self.look()
             steps = plan.make_room(self.ledger, tier, name, order=self._coldest[tier], policy=self._policy)
             demotions = [step for step in steps if isinstance(step, plan.Demote)]
             if not demotions:
                 self.ledger.reserve(name, tier)
                 return
             await self._carry_out(demotions)
+
+    def ease(self, spared: str) -> None:
+        """Begin to sink idle models but ``spared`` in the background where a tier is over its high mark."""
+        if self._marks is None or self._policy == "platform":
+            return
+        for tier in self.ledger.tiers:
+            if tier not in self._easing:
+                steps = plan.ease(self.ledger, tier, self._marks, order=self._coldest[tier], spared=spared)
+                if steps:
+                    task = asyncio.get_running_loop().create_task(self._carry_out(steps))
+                    self._easing[tier] = task
+                    task.add_done_callback(lambda done, tier=tier: self._easing.pop(tier))  # type: ignore[misc]
 
     def check_fit(self, name: str) -> None:
         """Raise NoRoom if ``name``, larger than predicted, takes the tier over its limit and no sinking mends it."""

@@ -17,10 +17,7 @@ from pathlib import Path
 from container.archive.manifest import Manifest
 from container.memory import sharing, sizes
 from container.memory.ledger import Segment
-from container.memory.weights import QUIET_S, WeightMap, WeightsChanged, open_weights
-
-#: After a change was noticed whoever writes may not be done: this long nothing must have been written.
-CHANGED_QUIET_S = 0.05
+from container.memory.weights import CHANGED_QUIET_S, QUIET_S, WeightMap, WeightsChanged, open_weights
 
 
 @dataclass(slots=True)
@@ -95,6 +92,10 @@ class Known:
             return []
         segments = sharing.segments(name, held.weights)
         return segments if held.expected_bytes is None else [*segments[:-1], Segment(name, held.expected_bytes)]
+
+    def mapped_bytes(self) -> int:
+        """Return the bytes of all models that are served from their files; from any thread."""
+        return sum(held.weights.mapped_bytes for held in list(self._held.values()))
 
     def is_fresh(self, name: str) -> bool:
         """Whether the files under ``name`` are still those that were opened; 3 µs a file."""

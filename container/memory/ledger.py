@@ -208,6 +208,10 @@ class Ledger:
         """Change the limit of ``tier``; what is there stays, and shows as ``over`` if it is too much."""
         self._accounts[tier].limit = limit
 
+    def set_cap(self, tier: Tier, cap: int | None) -> None:
+        """The machine has ``cap`` bytes for models on ``tier``, whatever the limit says; None = more than enough."""
+        self._accounts[tier].cap = cap
+
     def _own(self, name: str, sizes: Mapping[str, int]) -> None:
         for segment, nbytes in sizes.items():
             owners = self._owners.setdefault(segment, set())

@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +30,8 @@ _log = log.get(__name__)
 
 #: (device, inode, size, mtime in ns)
 Identity = tuple[int, int, int, int]
+#: Of a file that is not there.
+GONE: Identity = (0, 0, 0, 0)
 
 _MAP_FIXED = 0x10
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,18 +40,34 @@ _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ct
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 #: After a file was covered, signals on their way for it may still come; one that comes later has another cause.
 _LATE_S = 1.0
+_QUIET_AT_MOST_S = 2.0
 
 _all: weakref.WeakSet[MappedFile] = weakref.WeakSet()
 _lock = threading.Lock()
 
 
 def identity(path: Path) -> Identity:
-    """Return what tells a file from what it was; (0, 0, 0, 0) if it is gone."""
+    """Return what tells a file from what it was; GONE if it is not there."""
     try:
         stat = path.stat()
     except FileNotFoundError:
-        return (0, 0, 0, 0)
+        return GONE
     return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+def identities(files: Iterable[Path]) -> tuple[Identity, ...]:
+    """Return what the contents of ``files`` are known by."""
+    return tuple(map(identity, files))
+
+
+def wait_until_quiet(files: Sequence[Path], quiet_s: float) -> None:
+    """Return once none of ``files`` was written for ``quiet_s``, by its own time; after two seconds at the latest."""
+    give_up_s = time.monotonic() + _QUIET_AT_MOST_S
+    while time.monotonic() < give_up_s:
+        age_s = (time.time_ns() - max(identity(path)[3] for path in files)) / 1e9
+        if not 0 <= age_s < quiet_s:
+            return
+        time.sleep(quiet_s - age_s)
 
 
 class MappedFile:

@@ -15,6 +15,7 @@ memory that models use beyond their weights.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
@@ -43,6 +44,13 @@ class Reserve(NamedTuple):
 
 Step = Demote | Reserve
 Policy = Literal["sink", "platform"]
+
+
+class Marks(NamedTuple):
+    """Parts of a tier's limit: once more than ``high`` is taken, idle models sink until no more than ``low`` is."""
+
+    high: float
+    low: float
 
 
 class Wait(Exception):
@@ -75,8 +83,8 @@ def make_room(
     owner = ledger.entry(name).owner if name else ""
     if owner and total > ledger.beside(owner, tier):
         raise LargerThanTier(_larger_beside(owner, total, ledger, tier))
-    if total > sums.limit:
-        raise LargerThanTier(_larger(name, total, sums.limit, tier))
+    if total > account.limit:
+        raise LargerThanTier(_larger(name, total, account.limit, tier))
     if name in account.leaving:
         raise Wait(missing, [name])
     short = missing - sums.free + sums.over
@@ -100,12 +108,15 @@ def make_room(
     if victims is not None:
         demotes: list[Step] = [Demote(victim, tier, _below(ledger, victim, tier)) for victim in victims]
         return [*demotes, Reserve(name, tier, _missing_after(ledger, account, victims, segments))] if name else demotes
-    raise NoRoom(_no_room(name, missing, sums.free, tier, "the rest is held by pinned models"))
+    why = "the rest is held by pinned models"
+    if sums.limit < account.limit:
+        why = f"others on this machine leave no more than {_size(sums.limit)} to all models"
+    raise NoRoom(_no_room(name, missing, sums.free, tier, why))
 
 
 def check_size(ledger: Ledger, tier: Tier, name: str) -> None:
     """Raise LargerThanTier if ``name`` can never lie on ``tier``, whatever sinks."""
-    total, limit = ledger.bytes(name), ledger.figures(tier).limit
+    total, limit = ledger.bytes(name), ledger.account(tier).limit
     if total > limit:
         raise LargerThanTier(_larger(name, total, limit, tier))
 
@@ -121,6 +132,23 @@ def fits(ledger: Ledger, tier: Tier, name: str) -> bool:
 def idle_models(ledger: Ledger, tier: Tier, *, order: Order | Coldest = lru) -> list[Demote]:
     """Return a Demote for every model that may sink now: what a real out-of-memory error is answered with."""
     return [Demote(name, tier, _below(ledger, name, tier)) for name in _idle(ledger, tier, order)]
+
+
+def ease(ledger: Ledger, tier: Tier, marks: Marks, *, order: Order | Coldest = lru, spared: str = "") -> list[Demote]:
+    """Return who sinks beforehand, so that the next rise finds its room; [] while ``tier`` is under its high mark.
+
+    spared: the model that has just come. What is in use may keep the tier over its low mark.
+    """
+    sums = ledger.figures(tier)
+    taken = sums.used + sums.reserved + sums.leaving
+    if taken <= sums.limit * marks.high:
+        return []
+    short = math.ceil(taken - sums.leaving - sums.limit * marks.low)
+    if short <= 0:
+        return []
+    idle = list(_idle(ledger, tier, order, spared))
+    chosen = _choose(ledger, ledger.account(tier), idle, short, {})
+    return [Demote(name, tier, _below(ledger, name, tier)) for name in (idle if chosen is None else chosen)]
 
 
 def _idle(ledger: Ledger, tier: Tier, order: Order | Coldest, spared: str = "") -> Iterator[str]:

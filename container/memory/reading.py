@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 import torch
 
-from container.errors import BadArchive
+from container.errors import BadArchive, LargerThanTier
 from container.memory import weights
+from container.memory.mapped import GONE, identities, wait_until_quiet
 from container.memory.sharing import fingerprint
-from container.memory.sizes import find_checkpoint, read_header, serving_dtype
+from container.memory.sizes import checkpoint_bytes, find_checkpoint, read_header, serving_dtype
 from container.memory.tiers import Layout, Shape, lay_out, tie_of, views
 from container.memory.weights import TORCH, WeightsChanged
 
@@ -38,34 +39,51 @@ class _Lie(NamedTuple):
 class Source:
     """The checkpoint right under ``folder`` as it would be served on ``device`` ("cpu", "cuda:0").
 
-    Raises BadArchive for files that cannot be served.
+    limit: bytes over which a pickle is not even looked at, for that reads all of it. quiet_s: files younger than this
+    are waited for. Raises BadArchive for files that cannot be served, LargerThanTier.
     """
 
-    def __init__(self, folder: Path, dtype: str, device: str, *, allow_pickle: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: str,
+        device: str,
+        *,
+        allow_pickle: bool,
+        limit: int | None = None,
+        quiet_s: float = 0.0,
+    ) -> None:
         checkpoint = find_checkpoint(folder)
         if checkpoint.kind == "pickle" and not allow_pickle:
             raise BadArchive(
                 f"the weights are a pickle ({checkpoint.files[0].name}) and BERTH_ALLOW_PICKLE is off; "
                 "convert them to safetensors"
             )
+        if checkpoint.kind == "pickle" and limit is not None:
+            _check_size(checkpoint_bytes(folder, dtype, device), limit)
+        wait_until_quiet(checkpoint.files, quiet_s)
         self._checkpoint = checkpoint
         self._all: dict[str, torch.Tensor] | None = None
         self._files = checkpoint.files
-        self.identity = (*weights.identities(self._files), dtype)
+        self.identity = (*identities(self._files), dtype)
         self._lies: dict[str, _Lie] = {}
-        #: What cannot be read straight to its place.
-        self._tensors: dict[str, torch.Tensor] = {}
         shapes: dict[str, Shape] = {}
         if checkpoint.kind == "safetensors":
             shapes = self._look(dtype, device)
-        if checkpoint.kind == "pickle" or len(self._lies) < len(shapes):
-            self._tensors = {name: tensor for name, tensor in self._stored().items() if name not in self._lies}
         if checkpoint.kind == "pickle":
-            for name, tensor in self._tensors.items():
+            for name, tensor in self._stored().items():
                 known = _STORED.get(tensor.dtype)
                 served = TORCH[serving_dtype(known, dtype, device)] if known is not None else tensor.dtype
                 shapes[name] = Shape(served, tuple(tensor.shape), tie_of(tensor))
         self.layout: Layout = lay_out(shapes)
+
+    def forget(self) -> None:
+        """Let go of the mapped files; what they were stays known."""
+        self._all = None
+
+    def is_fresh(self) -> bool:
+        """Whether the files are those that were looked at, or gone: what was read of them is still theirs."""
+        return all(now in (then, GONE) for now, then in zip(identities(self._files), self.identity[:-1], strict=True))
 
     def _look(self, dtype: str, device: str) -> dict[str, Shape]:
         """Read the headers: every tensor as it will be served, and the places of those stored that way already."""
@@ -79,11 +97,11 @@ class Source:
         return shapes
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Return one tensor as it will be served, on the CPU, contiguous."""
+        """Return one tensor that has a fingerprint as it will be served, on the CPU, contiguous."""
         return self._stored()[name].to(self.layout.shapes[name].dtype).contiguous()
 
     def fingerprints(self, salt: str) -> dict[str, bytes]:
-        """Return a fingerprint of each tensor; equal ones are worth comparing, no more than that."""
+        """Return a fingerprint of each tensor that can be looked at in its file; equal ones are worth comparing."""
         shapes = self.layout.shapes
         return {
             name: fingerprint(tensor.contiguous(), f"{salt}\0{shapes[name].dtype}")
@@ -92,7 +110,7 @@ class Source:
 
     def _stored(self) -> dict[str, torch.Tensor]:
         if self._all is None:
-            self._all = weights.read_stored(self._checkpoint)
+            self._all = weights.read_stored(self._checkpoint, mapped=True)
         return self._all
 
     def read_into(self, block: torch.Tensor, layout: Layout, readers: Executor) -> None:
@@ -104,18 +122,27 @@ class Source:
         try:
             raw = block.numpy().data
             jobs = [readers.submit(_read, *piece) for piece in self._pieces(raw, layout, files)]
-            targets = views(block, layout)
-            for name, tensor in self._tensors.items():
-                if name in targets and tensor.numel():
-                    targets[name].copy_(tensor)
+            self._convert(views(block, layout))
             wait(jobs)
             for job in jobs:
                 job.result()
         finally:
             for descriptor in files.values():
                 os.close(descriptor)
-        if weights.identities(self._files) != self.identity[:-1]:
+        if identities(self._files) != self.identity[:-1]:
             raise WeightsChanged("the weight files were changed while they were being read")
+
+    def _convert(self, targets: dict[str, torch.Tensor]) -> None:
+        """Fill those of ``targets`` that cannot be read straight to their place."""
+        names = [name for name in targets if name not in self._lies]
+        if not names:
+            return
+        stored = self._stored()
+        if not all(name in stored for name in names):  # some lie where no view can start, and are copied for it
+            stored = weights.read_stored(self._checkpoint)
+        for name in names:
+            if stored[name].numel():
+                targets[name].copy_(stored[name])
 
     def _pieces(
         self, raw: memoryview, layout: Layout, files: dict[Path, int]
@@ -137,6 +164,14 @@ class Source:
                 size += length
         if batch:
             yield descriptor, batch
+
+
+def _check_size(nbytes: int, limit: int) -> None:
+    if nbytes > limit:
+        raise LargerThanTier(
+            f"the weights are a pickle that takes about {nbytes} bytes and the limit of the device is {limit}: it can "
+            f"never fit; raise BERTH_MEMORY_LIMIT to at least {nbytes}, or serve it in a smaller dtype"
+        )
 
 
 def _read(descriptor: int, pieces: Iterable[tuple[memoryview, int]]) -> None:

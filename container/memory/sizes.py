@@ -58,6 +58,11 @@ class TensorInfo(NamedTuple):
     start: int
     stop: int
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether a view can start there; safetensors' own writer never puts a tensor elsewhere."""
+        return self.start % ITEM_BYTES[self.dtype] == 0
+
 
 class Checkpoint(NamedTuple):
     """The weight files of one folder, and what wrote them."""
@@ -204,7 +209,7 @@ def in_place(model_dir: Path, dtype: str = "", device: str = "cpu") -> bool:
         device == "cpu"
         and checkpoint.kind == "safetensors"
         and all(
-            serving_dtype(tensor.dtype, dtype, device) == tensor.dtype
+            tensor.is_aligned and serving_dtype(tensor.dtype, dtype, device) == tensor.dtype
             for path in checkpoint.files
             for tensor in read_header(path).values()
         )

@@ -12,9 +12,9 @@ Copied instead of mapped: what is served in another dtype, and tensors that a ca
 
 from __future__ import annotations
 
+import functools
 import pickle
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -22,7 +22,7 @@ from typing import Any, Protocol, cast
 import torch
 
 from container.errors import BadArchive
-from container.memory.mapped import Identity, MappedFile
+from container.memory.mapped import Identity, MappedFile, identities, wait_until_quiet
 from container.memory.mapped import identity as _identity
 from container.memory.sizes import Checkpoint, TensorInfo, find_checkpoint, read_header, serving_dtype
 from container.memory.tiers import pack
@@ -51,7 +51,8 @@ _STORED = {torch_dtype: name for name, torch_dtype in TORCH.items()}
 
 #: A file that was written less than this ago may be written on, or written again in the same tick of its clock.
 QUIET_S = 0.01
-_QUIET_AT_MOST_S = 2.0
+#: After a change was noticed whoever writes may not be done: this long nothing must have been written.
+CHANGED_QUIET_S = 0.05
 #: What is left of a map after sharing moves off the file if it is at most this part of the model: one eighth.
 _MOVED_PART = 8
 
@@ -128,7 +129,7 @@ class WeightMap(Mapping[str, torch.Tensor]):
         """
         if self._tensors is not None:
             return
-        before = tuple(_identity(path) for path in self._checkpoint.files)
+        before = identities(self._checkpoint.files)
         if self._identities and before != self._identities:
             raise WeightsChanged(self._changed(before))
         read = _read_pickle if self._checkpoint.kind == "pickle" else _map_file
@@ -139,21 +140,11 @@ class WeightMap(Mapping[str, torch.Tensor]):
             files.append(MappedFile(path, opened_as, mapped))
             tensors |= found
         tensors, self._own_bytes, self._mapped = _serve(tensors, self._dtype, self._device)
-        after = tuple(_identity(path) for path in self._checkpoint.files)
+        after = identities(self._checkpoint.files)
         if before != after:
             raise WeightsChanged(self._changed(after))
         self._tensors, self._identities, self._watched = tensors, after, True
         self._files = files if self._mapped else []
-
-    def wait_until_quiet(self, quiet_s: float) -> None:
-        """Return once no file was written for ``quiet_s``, by its own time; after two seconds at the latest."""
-        give_up_s = time.monotonic() + _QUIET_AT_MOST_S
-        while time.monotonic() < give_up_s:
-            written_ns = max(_identity(path)[3] for path in self._checkpoint.files)
-            age_s = (time.time_ns() - written_ns) / 1e9
-            if not 0 <= age_s < quiet_s:
-                return
-            time.sleep(quiet_s - age_s)
 
     def close(self) -> None:
         """Let go of every tensor and mapping; memory is back once nobody else holds a tensor."""
@@ -221,6 +212,11 @@ class WeightMap(Mapping[str, torch.Tensor]):
         return self._own_bytes
 
     @property
+    def mapped_bytes(self) -> int:
+        """What of ``own_bytes`` lies in the files, and counts as free memory to the machine."""
+        return self._own_bytes if self._mapped and self._tensors is not None else 0
+
+    @property
     def shared(self) -> tuple[SharedPart, ...]:
         """What this map's tensors lie in beside its own memory."""
         return self._shared
@@ -253,7 +249,7 @@ def open_weights(
     for _ in range(3):
         weights = WeightMap(model_dir, dtype, device, allow_pickle)
         try:
-            weights.wait_until_quiet(quiet_s)
+            wait_until_quiet(find_checkpoint(model_dir).files, quiet_s)
             weights.open()
         except WeightsChanged:
             continue
@@ -265,7 +261,7 @@ def open_weights(
 _Read = tuple[dict[str, torch.Tensor], list[torch.UntypedStorage]]
 
 
-def _map_file(path: Path) -> _Read:
+def _map_file(path: Path, only_mapped: bool = False) -> _Read:
     """Return views on a private mapping of ``path``. The mapping is torch's: no descriptor, gone with its last view."""
     infos = read_header(path)
     size = max((info.stop for info in infos.values()), default=0)
@@ -277,12 +273,13 @@ def _map_file(path: Path) -> _Read:
         if "allocate memory" in str(error):
             raise MemoryError(f"no room in the address space for {path.name}") from error
         raise WeightsChanged(f"{path.name} changed while it was being opened") from error
-    return {name: _view(storage, info) for name, info in infos.items()}, [storage]
+    views = {name: _view(storage, info) for name, info in infos.items() if info.is_aligned or not only_mapped}
+    return views, [storage]
 
 
 def _view(storage: torch.UntypedStorage, info: TensorInfo) -> torch.Tensor:
     dtype = TORCH[info.dtype]
-    if info.start % dtype.itemsize:  # no view can start there; safetensors' own writer never puts one there
+    if not info.is_aligned:
         return torch.asarray(storage[info.start : info.stop], dtype=torch.uint8).clone().view(dtype).view(info.shape)
     strides, step = [], 1
     for length in reversed(info.shape):
@@ -332,12 +329,10 @@ def _serve(tensors: dict[str, torch.Tensor], dtype: str, device: str) -> tuple[d
     return {name: packed.tensors[name] if name in move else rest[name] for name in tensors}, total, bool(rest)
 
 
-def identities(files: tuple[Path, ...]) -> tuple[Identity, ...]:
-    """Return what the contents of ``files`` are known by."""
-    return tuple(_identity(path) for path in files)
+def read_stored(checkpoint: Checkpoint, *, mapped: bool = False) -> dict[str, torch.Tensor]:
+    """Return the tensors as they are stored, mapped where the format allows it. Raises BadArchive, WeightsChanged.
 
-
-def read_stored(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Return the tensors as they are stored, mapped where the format allows it. Raises BadArchive, WeightsChanged."""
-    read = _read_pickle if checkpoint.kind == "pickle" else _map_file
+    mapped: of safetensors only those that take no memory of their own.
+    """
+    read = _read_pickle if checkpoint.kind == "pickle" else functools.partial(_map_file, only_mapped=mapped)
     return {name: tensor for path in checkpoint.files for name, tensor in read(path)[0].items()}

@@ -3,14 +3,20 @@ import json
 import os
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from container.errors import BadArchive
+from container.archive.manifest import Berth, Manifest
+from container.errors import BadArchive, LargerThanTier
 from container.memory import sizes
+from container.memory.blocks import Blocks
+from container.memory.known import Known
+from container.memory.regions import DeviceRegion, HostRegion
+from container.memory.sim import SimDevice
 from container.memory.weights import WeightsChanged, WeightsClosed, open_weights
 
 
@@ -307,18 +313,54 @@ def test_a_pickle_of_anything_but_dense_tensors_is_a_bad_archive_and_runs_nothin
 
 
 def test_files_that_never_hold_still_are_refused(folder, monkeypatch):
-    from container.memory import weights
+    from container.memory import mapped
 
     moments = iter(range(1000))
-    monkeypatch.setattr(weights, "_identity", lambda path: (0, 0, 0, next(moments)))
+    monkeypatch.setattr(mapped, "identity", lambda path: (0, 0, 0, next(moments)))
     with pytest.raises(BadArchive, match="keep changing"):
         open_weights(folder)
     assert mappings(folder) == 0
 
 
 def test_a_file_that_was_still_being_copied_is_opened_again(folder, monkeypatch):
-    from container.memory import weights
+    from container.memory import mapped
 
     moments = iter([0, 1, 2, 2, 2, 2])
-    monkeypatch.setattr(weights, "_identity", lambda path: (0, 0, 0, next(moments)))
+    monkeypatch.setattr(mapped, "identity", lambda path: (0, 0, 0, next(moments)))
     assert torch.equal(open_weights(folder)["embed"], tensors()["embed"])
+
+
+def anonymous_bytes() -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) << 10
+
+
+@pytest.mark.parametrize("device", ["cpu", "sim"])
+def test_what_has_to_be_copied_is_not_read_before_it_is_known_to_fit(tmp_path, device):
+    """A large file whose tensors lie at an odd address: looking at it takes none of its bytes."""
+    size = 256 << 20
+    header = json.dumps({"floats": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        assert file.tell() % 4
+        file.truncate(file.tell() + size)
+    manifest = Manifest("folder", str(tmp_path), "", settings=Berth())
+    before = anonymous_bytes()
+    if device == "cpu":
+        found = Known("cpu", allow_pickle=False, share=True).prepare("odd", manifest)
+    else:
+        sim, readers = SimDevice("sim:1MiB@1GB/s"), ThreadPoolExecutor(1)
+        blocks = Blocks(
+            sim, HostRegion(sim, 1 << 20), DeviceRegion(sim, 1 << 20), readers, allow_pickle=False, share=True
+        )
+        found = blocks.prepare("odd", manifest)
+    assert sum(segment.bytes for segment in found) == size
+    assert anonymous_bytes() - before < size // 8
+
+
+def test_a_pickle_over_the_limit_of_a_device_is_refused_unread(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"no pickle at all" * 1000)
+    sim, readers = SimDevice("sim:1KiB@1GB/s"), ThreadPoolExecutor(1)
+    blocks = Blocks(sim, HostRegion(sim, 1 << 20), DeviceRegion(sim, 1 << 10), readers, allow_pickle=True, share=True)
+    with pytest.raises(LargerThanTier, match="takes about 16000 bytes and the limit of the device is 1024"):
+        blocks.prepare("old", Manifest("folder", str(tmp_path), "", settings=Berth()))

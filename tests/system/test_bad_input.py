@@ -106,7 +106,10 @@ def test_a_name_that_is_not_allowed(server: Server) -> None:
 
 def test_a_path_outside_the_models_folder(server: Server, tmp_path: Path) -> None:
     write_handler(tmp_path, FINE)
-    check_refused(server.load("outside", tmp_path), 400, "model.path")
+    refused = server.load("outside", tmp_path)
+    check_refused(refused, 400, "model.path")
+    assert "SAGEMAKER_BASE_DIR" in refused.json()["message"]
+    assert str(server.base) not in refused.text, "no folder of the server is anybody's business"
     check_refused(server.load("outside", f"{server.base}/models/../../etc"), 400, "model.path")
     check_refused(server.load("outside", "/proc/self"), 400, "model.path")
     link = server.folder("link")

@@ -158,6 +158,44 @@ def test_what_is_in_ram_answers_though_its_files_are_gone(server: Server, expect
     assert tiers(server)[name] == "device"
 
 
+def test_new_weights_answer_the_next_request_and_those_who_shared_the_old_ones_keep_them(
+    server: Server, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    """Wherever the model lies; a file replaced, and one written over in place."""
+    tiny_bert(server.folder("twin"), 7)
+    server.load("twin").raise_for_status()
+    right = {"m7": expected["m7"], "twin": expected["m7"]}
+    for tier, seed in (("device", 5), ("host", 4)):
+        check(server, right, "m7")
+        while tiers(server)["m7"] != tier:
+            for other in ("m1", "m2"):
+                check(server, expected, other)
+        file = server.folder("m7") / "model.safetensors"
+        raw = (tiny_bert(tmp_path / f"seed{seed}", seed) / "model.safetensors").read_bytes()
+        if tier == "device":
+            file.with_suffix(".new").write_bytes(raw)
+            file.with_suffix(".new").rename(file)
+        else:
+            with file.open("r+b") as open_file:
+                open_file.write(raw)
+        right["m7"] = expected[f"m{seed}"]
+        for name in ("m7", "m7", "twin"):
+            check(server, right, name)
+    spread(server)
+
+
+def test_weights_that_broke_are_told_and_mended_ones_answer(server: Server, expected: dict[str, Any]) -> None:
+    file = server.folder("m7") / "model.safetensors"
+    check(server, expected, "m7")
+    raw = file.read_bytes()
+    os.truncate(file, 1000)
+    refused = server.invoke("m7", QUESTION)
+    assert (refused.status_code, refused.json()["reason"]) == (400, "model.archive")
+    assert server.describe("m7")["tier"] == "disk"
+    file.write_bytes(raw)
+    check(server, expected, "m7")
+
+
 def test_copies_are_one_block_on_both_tiers(tmp_path: Path) -> None:
     with running(tmp_path, **limits(tmp_path, 1.2, 1.2)) as server:
         for number in range(4):
