@@ -10,6 +10,7 @@ import bisect
 import time
 
 from container import log
+from container.engine import lending
 from container.engine.lifecycle import CALLABLE, Life, Residency
 from container.engine.models import SINGLE, Model, Registry
 from container.engine.residence import Residence
@@ -25,7 +26,7 @@ from container.errors import (
     ServingError,
 )
 from container.memory.ledger import Ledger
-from container.memory.loans import Loans, busy
+from container.memory.loans import Loan, Loans
 from container.metrics import Metrics
 from container.model.ticket import Ticket
 from container.payload import Payload
@@ -263,33 +264,25 @@ class Calls:
         The model is not held meanwhile: older requests of others may have its place.
         """
         first = model.waiting[0]
-        first.late = busy(model.name, first.needs)
         self._ledger.queue(model.name, first.arrived_s)
         try:
-            loan = await self._loans.wait(model.name, first.needs, first.arrived_s, first.deadline_s)
+            loan: Loan | None = await lending.wait(self._loans, model.name, first)
         except ServingError as error:
-            if first in model.waiting:
-                model.waiting.remove(first)
-                first.dropped = True
-                first.settle(error.to_failure())
+            model.waiting.remove(first)
+            first.dropped = True
+            first.settle(error.to_failure())
             return
-        if first not in model.waiting or not model.at_hand or model.stale:
-            loan.end()  # its caller is gone, or the model has to come up again first
-            return
-        while True:
+        while loan is not None:
+            if first not in model.waiting or not model.at_hand or model.stale:
+                loan.end()  # its caller is gone, or the model has to come up again first
+                return
             model.waiting.remove(first)
             first.loan, first.late = loan, None
             self._submit(model, first)
             if not model.waiting or not model.waiting[0].needs:
                 return
             first = model.waiting[0]
-            more = await self._loans.take(model.name, first.needs, first.needs)
-            if more is None:
-                return
-            if first not in model.waiting or not model.at_hand or model.stale:
-                more.end()
-                return
-            loan = more
+            loan = await self._loans.take(model.name, first.needs, first.needs)
 
     def _run_waiting(self, model: Model) -> None:
         """Submit what waits, up to the first that has to be lent memory before."""

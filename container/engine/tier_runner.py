@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -64,13 +65,22 @@ class TierRunner(OnLanes):
         self._open[name] = _Open(opened, manifest)
         return Up(self.blocks.segments(name), opened.times_ms, opening.example_of(opened.handler))
 
-    async def lift(self, name: str) -> None:
-        """Copy to the device, then accept requests. Raises NoRun; then nothing of it is there."""
-        await self._on(self._movers, functools.partial(self.blocks.lift, name))
+    async def lift(self, name: str) -> float:
+        """Copy to the device, then accept requests; return the seconds of that, without the wait for a thread.
+
+        Raises NoRun; then nothing of it is there.
+        """
+        took_s = await self._on(self._movers, functools.partial(self._lift, name))
         settings, handler = self._open[name].manifest.settings, self._open[name].opened.handler
         batch = settings.batch
         is_fresh = functools.partial(self.blocks.is_fresh, name)
         self._dispatcher.open(name, handler, batch.max_size, batch.max_delay_ms, settings.timeout_s, is_fresh)
+        return took_s
+
+    def _lift(self, name: str) -> float:
+        started = time.monotonic()
+        self.blocks.lift(name)
+        return time.monotonic() - started
 
     async def lower(self, name: str) -> None:
         """Leave the device; its bytes there are free when this returns."""

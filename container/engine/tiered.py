@@ -13,7 +13,6 @@ Models of host children have no tier in RAM: they rise and sink as in ``residenc
 from __future__ import annotations
 
 import asyncio
-import time
 
 from container import log
 from container.engine.lifecycle import Life, Residency
@@ -130,10 +129,8 @@ class TieredResidence(Residence):
     async def _lift(self, model: Model, deadline_s: float) -> None:
         """From RAM to the device, where there is room, though perhaps not in one piece."""
         while True:
-            started = time.monotonic()
             try:
-                await self._tiers.lift(model.name)
-                self._ledger.rose(model.name, time.monotonic() - started)
+                self._ledger.rose(model.name, await self._tiers.lift(model.name))
                 return
             except NoRun as none:
                 if await self._clear(Tier.DEVICE, none.bytes):

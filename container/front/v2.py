@@ -181,7 +181,8 @@ def _find(settings: Settings, name: str) -> Path:
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
         raise ModelMissing(
-            f"no model {name!r} in the repository; looked for {', '.join(map(str, places))}; "
+            f"no model {name!r} in the repository: no folder of that name in the `models` or `model` folder of "
+            "SAGEMAKER_BASE_DIR, nor in that of `berth serve --models`; put it there, "
             'or say where it is: {"parameters": {"url": ...}}'
         )
     return found

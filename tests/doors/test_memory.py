@@ -77,3 +77,30 @@ def test_code_that_runs_out_of_memory_while_answering_is_507_and_the_model_stays
     assert (answer.status_code, answer.json()["reason"]) == (507, "memory.exhausted"), answer.text
     assert server.names() == ["greedy"]
     server.unload("greedy").raise_for_status()
+
+
+def test_the_v2_protocol_says_507_at_load_and_at_invoke_too(server: Server, door: str) -> None:
+    if door == "mms":
+        pytest.skip("Java knows no such paths")
+    for number, name in enumerate(("first", "second", "third")):
+        tiny_bert(server.folder(name), number)
+    for name in ("first", "second"):
+        server.load(name).raise_for_status()
+    refused = server.http.post("/v2/repository/models/third/load")
+    assert (refused.status_code, refused.json()["reason"]) == (507, "memory.no_room"), refused.text
+    assert server.names() == ["first", "second"]
+    assert server.http.get("/v2/models/third").status_code == 404
+    server.unload("second").raise_for_status()
+    assert server.http.post("/v2/repository/models/third/load").status_code == 200
+    server.unload("third").raise_for_status()
+    write_handler(server.folder("greedy"), GREEDY)
+    server.load("greedy").raise_for_status()
+    question = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
+    answer = server.http.post("/v2/models/greedy/infer", json=question)
+    assert (answer.status_code, answer.json()["reason"]) == (507, "memory.exhausted"), answer.text
+    for name in ("first", "greedy"):
+        server.unload(name).raise_for_status()
+    assert server.names() == []
+    unknown = server.http.post("/v2/repository/models/nowhere/load")
+    assert unknown.status_code == 404
+    assert str(server.base) not in unknown.text, "no folder of the server is anybody's business"

@@ -127,6 +127,18 @@ def test_what_cannot_be_moved_as_a_module_is_opaque():
         assert adopt.opaque([stuck]), stuck
 
 
+@pytest.mark.filterwarnings("ignore:.*quantiz", "ignore:.*TypedStorage", "ignore:.*reduce_range")
+def test_quantised_models_are_opaque_whichever_way_they_were_made():
+    weights = torch.quantize_per_tensor(torch.eye(4), 0.1, 0, torch.qint8)
+    held = nn.Module()
+    held.register_buffer("weights", weights)
+    assert adopt.opaque({"model": held})
+    assert adopt.opaque([weights])
+    if "fbgemm" in torch.backends.quantized.supported_engines:
+        dynamic = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear})
+        assert adopt.opaque([dynamic])
+
+
 def test_placing_on_the_cpu_changes_nothing():
     module = net()
     adopt.place({"model": module}, "cpu")
