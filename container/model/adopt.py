@@ -170,7 +170,29 @@ def measure(value: Any) -> int:
         for part in _strided(tensor):
             storage = part.untyped_storage()
             storages[str(part.device), storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
+    return sum(storages.values()) + sum(_packed_bytes(part) for part in _parts(value))
+
+
+def _parts(value: Any) -> set[Any]:
+    """Return every module inside ``value``, inner ones too."""
+    return (
+        {part for module in find_modules(value) for part in module.modules()}
+        if imported("torch") is not None
+        else set()
+    )
+
+
+def _is_quantised(module: Any) -> bool:
+    """Whether ``module`` is of torch's quantised ones, which pack their weights into an object that never moves."""
+    return type(module).__module__.startswith("torch.ao.nn.") and ".quantized" in type(module).__module__
+
+
+def _packed_bytes(module: Any) -> int:
+    """Return the bytes of packed weights, which no list of parameters has; those inside another such module once."""
+    unpack = getattr(module, "_weight_bias", None)
+    if unpack is None or not _is_quantised(module) or any(True for _ in module.children()):
+        return 0
+    return sum(int(tensor.nbytes) for tensor in unpack() if tensor is not None)
 
 
 def watch(value: Any) -> Callable[[], bool]:
@@ -198,12 +220,12 @@ def opaque(value: Any) -> bool:
             or tensor.device.type == "meta"
         ):
             return True
-    return any(_stuck(part) for module in find_modules(value) for part in module.modules())
+    return any(_stuck(part) for part in _parts(value))
 
 
 def _stuck(module: Any) -> bool:
     torch = imported("torch")
-    if getattr(module, "hf_device_map", None) or getattr(module, "hf_quantizer", None):
+    if getattr(module, "hf_device_map", None) or getattr(module, "hf_quantizer", None) or _is_quantised(module):
         return True
     if not isinstance(module, torch.jit.ScriptModule):
         return False

@@ -137,6 +137,7 @@ def test_quantised_models_are_opaque_whichever_way_they_were_made():
     if "fbgemm" in torch.backends.quantized.supported_engines:
         dynamic = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear})
         assert adopt.opaque([dynamic])
+        assert adopt.measure([dynamic]) == 4 * 4 + 4 * 4, "a byte a weight, and a bias of floats"
 
 
 def test_placing_on_the_cpu_changes_nothing():
