@@ -4,8 +4,9 @@ Seven changes to ``gunicorn.asgi.protocol.ASGIProtocol`` (27.0.1): ordinary invo
 past parser and ASGI; a connection that sends no request is closed, so is one that sends half of one, and one that takes
 nothing of its answer; there is a cap on connections (over it, one that is idle makes way for the new one); a refusal
 sent before the body was read reaches the client (the rest of the body is read and thrown away for a moment: closing at
-once would reset the connection under the answer); and errors of the HTTP parser have our JSON shape. One to the worker:
-on SIGTERM idle connections are closed, so that it does not wait for them.
+once would reset the connection under the answer); and errors of the HTTP parser have our JSON shape. Two to the worker:
+on SIGTERM idle connections are closed, so that it does not wait for them; and the kernel's queue of new connections has
+the length that is set, not the 100 of asyncio, over which a crowd of clients waits seconds to be let in.
 """
 
 from __future__ import annotations
@@ -257,7 +258,16 @@ class Worker(gasgi.ASGIWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.connections: dict[Protocol, None] = {}
         self.leaving = 0
+        self._queueing = False
         gasgi.ASGIProtocol = Protocol  # the worker makes its protocols by this name and offers no other way
+
+    def notify(self) -> None:
+        """Tell the master that this process lives; the first time, servers stand, lengthen the queue before them."""
+        super().notify()
+        if self.servers and not self._queueing:
+            self._queueing = True
+            for listener in self.sockets:
+                listener.sock.listen(self.cfg.backlog)
 
     def handle_exit_signal(self) -> None:
         """Stop accepting at once (gunicorn's own loop would notice within a second) and close what is idle."""

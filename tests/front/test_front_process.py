@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import socket
 import threading
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from container.wire import messages as m
@@ -413,3 +415,18 @@ def test_sigterm_lets_what_runs_finish_and_is_not_held_up_by_idle_connections(tm
             assert (status, body, headers["connection"]) == (200, b"late", "close")
             assert front.process.wait(10) == 0
     assert [line for line in front.log_lines() if line["level"] in ("error", "warning")] == []
+
+
+def test_a_crowd_that_comes_at_once_is_let_in_without_a_second_try(front: Front) -> None:
+    (worker,) = psutil.Process(front.process.pid).children()
+    crowd: list[socket.socket] = []
+    worker.send_signal(signal.SIGSTOP)  # nobody accepts: who finds no room in the kernel's queue is never connected
+    try:
+        for _ in range(400):
+            crowd.append(socket.create_connection(("127.0.0.1", front.port), timeout=10))
+    finally:
+        worker.send_signal(signal.SIGCONT)
+        for each in crowd:
+            each.close()
+    assert len(crowd) == 400
+    assert httpx.get(f"{front.url}/ping", timeout=60).status_code == 200
