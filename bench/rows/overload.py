@@ -24,7 +24,8 @@ from bench.report import Goal, Options, Report, Table
 TITLE = "2 and 10 times the capacity, a second to answer in"
 WITHIN_S = 1.0
 MIB = 2**20
-#: Requests a second to the model that sleeps: 50 a second are its capacity.
+#: Requests a second to the model that sleeps: what it can answer, and what it is asked.
+CAPACITY_PER_S = 50.0
 REFUSED_PER_S = 2000.0
 _MODEL = "minilm-1s"
 
@@ -92,20 +93,27 @@ def _memory(server: Server) -> Iterator[list[float]]:
 
 
 def _refusals(server: Server, seconds: float) -> dict[str, Any]:
-    """Return what one refusal costs in CPU microseconds, by process."""
+    """Return what one refusal costs in CPU microseconds, by process: what full use of the model costs is taken off."""
     server.load("sleeps", archives.sleeps(WITHIN_S))
     call = server.invocation("sleeps", archives.ECHO_BODY)
     calm = Phase(25.0, 2.0)
     drive(Plan(server.port, [call], [calm], WITHIN_S))  # so that its pace is known
-    pids = server.pids()
-    before = {pid: processes.cpu_seconds([pid]) for pid in pids}
-    story = drive(Plan(server.port, [call], [calm, Phase(REFUSED_PER_S, seconds), calm], WITHIN_S))
-    refused = sum(came.statuses.get("503", 0) for came in story.came)
+    full, _ = _spent(server, Plan(server.port, [call], [calm, Phase(CAPACITY_PER_S, seconds), calm], WITHIN_S))
+    over, story = _spent(server, Plan(server.port, [call], [calm, Phase(REFUSED_PER_S, seconds), calm], WITHIN_S))
+    refused = max(1, sum(came.statuses.get("503", 0) for came in story.came))
+    spent = {name: round((over[name] - full.get(name, 0.0)) / refused * 1e6, 1) for name in over}
+    return {"cpu_us": round(sum(spent.values()), 1), "by_process": spent, "story": dataclasses.asdict(story)}
+
+
+def _spent(server: Server, plan: Plan) -> tuple[dict[str, float], Story]:
+    """Return the CPU seconds of the server's processes by name while ``plan`` was carried out, and what came of it."""
+    before = {pid: processes.cpu_seconds([pid]) for pid in server.pids()}
+    story = drive(plan)
     spent: dict[str, float] = {}
     for pid, then in before.items():
         name = processes.label(pid)
-        spent[name] = round(spent.get(name, 0.0) + (processes.cpu_seconds([pid]) - then) / max(1, refused) * 1e6, 1)
-    return {"cpu_us": round(sum(spent.values()), 1), "by_process": spent, "story": dataclasses.asdict(story)}
+        spent[name] = spent.get(name, 0.0) + processes.cpu_seconds([pid]) - then
+    return spent, story
 
 
 def _tell(report: Report, taken: dict[str, list[Any]], minute: Story, seen: list[float], refusal: Any) -> None:
