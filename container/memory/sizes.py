@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -142,7 +143,8 @@ def parse_header(raw: bytes, file_bytes: int, label: str) -> dict[str, TensorInf
     try:
         fields = _HEADER.decode(raw)
         fields.pop("__metadata__", None)
-        infos = {name: _INFO.decode(info) for name, info in fields.items()}
+        # Hundreds of models name their tensors alike: each name is kept once.
+        infos = {sys.intern(name): _INFO.decode(info) for name, info in fields.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadArchive(f"the header of {label} cannot be read: {error}") from error
     data = 8 + len(raw)

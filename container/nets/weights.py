@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor
@@ -35,7 +36,8 @@ def names(
     Raises BadArchive for a tensor that is missing or of another shape than config.json says, Unsupported when the
     tensors are not all of one floating dtype (the functions compute in the dtype of the weights).
     """
-    keys = {name: _spelt(name, prefixes, weights) for name in shapes}
+    # The checkpoint's own string, which memory/sizes has interned: one for all models with such a tensor.
+    keys = {name: sys.intern(_spelt(name, prefixes, weights)) for name in shapes}
     dtypes = set()
     for name, key in keys.items():
         tensor = weights[key]
