@@ -33,6 +33,18 @@ def free_port() -> int:
     raise AssertionError("no free port between 20000 and 32000")
 
 
+def living(processes: list[psutil.Process], mark: str) -> list[psutil.Process]:
+    """Return those with ``mark`` in their command line; one that has just died, or waits to be reaped, is none."""
+    found = []
+    for process in processes:
+        try:
+            if mark in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
 class Server:
     """One server; ``http`` talks to it. ``base`` is its SAGEMAKER_BASE_DIR."""
 
@@ -97,13 +109,9 @@ class Server:
         marks = {"engine": "container.engine.main", "guests": "container.host.child", "front": "container.front.main"}
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            for process in self.family():
-                try:
-                    if marks[part] in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                        pid: int = process.pid
-                        return pid
-                except psutil.Error:
-                    continue
+            for process in living(self.family(), marks[part]):
+                pid: int = process.pid
+                return pid
             time.sleep(0.05)
         raise AssertionError(f"no {part} process among {self.family()}")
 

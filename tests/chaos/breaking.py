@@ -13,7 +13,7 @@ import httpx
 import psutil
 
 from tests.chaos import grounds
-from tests.server import Server, write_handler
+from tests.server import Server, living, write_handler
 
 JAVA = "com.amazonaws.ml.mms.ModelServer"
 #: What a process may take before the kernel ends it, on top of what it has.
@@ -172,7 +172,7 @@ def jump(hours: float) -> Callable[[Server], Told]:
 
 def _java(server: Server) -> Told:
     """Java knows its models by itself alone; once it is back they are loaded anew, as the platform does."""
-    (java,) = [process for process in server.family() if JAVA in " ".join(process.cmdline())]
+    (java,) = living(server.family(), JAVA)
     java.kill()
     deadline = time.monotonic() + 40
     names = ["left", "right", "one", "two"]

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from container.mms.door import CannotStart, variables
 from container.mms.service import Door
 from container.settings import Settings
 from tests.makers import tiny_bert
-from tests.server import ROOT, Server, running, write_handler
+from tests.server import ROOT, Server, living, running, write_handler
 
 ECHO = """
 import time
@@ -42,17 +41,6 @@ def eventually(holds: Callable[[], bool], within_s: float = 20) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-def find(server: Server, mark: str) -> list[psutil.Process]:
-    found = []
-    for process in server.family():
-        try:
-            if mark in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 def listed(server: Server) -> list[str] | None:
@@ -88,11 +76,11 @@ def test_a_dead_engine_costs_what_was_in_flight_and_a_dead_java_what_it_knew(tmp
     with running(tmp_path, BERTH_DOOR="mms") as server:
         two_models(server)
         vector = server.invoke("bert", {"inputs": "a b"}).json()
-        workers = find(server, "model_service_worker.py")
+        workers = living(server.family(), "model_service_worker.py")
         assert len(workers) == 4, "a server process and a fork of it for each model"
         for worker in workers:
             assert worker.memory_full_info().uss < 20 << 20
-        (engine,) = find(server, "container.engine.main")
+        (engine,) = living(server.family(), "container.engine.main")
         engine.kill()
         answer = server.invoke("echo", [1])
         assert (answer.status_code, answer.json()["reason"]) == (503, "server.restarting")
@@ -100,16 +88,16 @@ def test_a_dead_engine_costs_what_was_in_flight_and_a_dead_java_what_it_knew(tmp
         assert eventually(lambda: server.invoke("echo", [2]).status_code == 200)
         assert server.invoke("bert", {"inputs": "a b"}).json() == pytest.approx(vector)
         assert server.names() == ["bert", "echo"]
-        assert find(server, "model_service_worker.py") == workers
+        assert living(server.family(), "model_service_worker.py") == workers
         server.unload("echo").raise_for_status()
-        assert eventually(lambda: len(find(server, "model_service_worker.py")) == 2)
+        assert eventually(lambda: len(living(server.family(), "model_service_worker.py")) == 2)
         assert eventually(lambda: "unloaded echo" in server.log())
 
-        (java,) = find(server, JAVA)
+        (java,) = living(server.family(), JAVA)
         java.kill()
         assert eventually(lambda: listed(server) == []), "a new Java knows no models; the platform loads them"
         assert eventually(lambda: "unloaded bert" in server.log())
-        assert find(server, "model_service_worker.py") == []
+        assert living(server.family(), "model_service_worker.py") == []
         server.load("bert").raise_for_status()
         assert server.invoke("bert", {"inputs": "a b"}).json() == pytest.approx(vector)
 
@@ -129,7 +117,7 @@ def test_sigterm_lets_the_running_request_finish_and_leaves_no_process(tmp_path:
 @pytest.mark.parametrize("victim", ["supervisor", "door"])
 def test_a_killed_parent_leaves_no_java_behind(tmp_path: Path, victim: str) -> None:
     server = two_models(Server(tmp_path, BERTH_DOOR="mms").wait_until_up())
-    (java,) = find(server, JAVA)
+    (java,) = living(server.family(), JAVA)
     family = server.family()
     if victim == "supervisor":
         server.process.kill()
@@ -137,7 +125,7 @@ def test_a_killed_parent_leaves_no_java_behind(tmp_path: Path, victim: str) -> N
         assert eventually(lambda: not any(process.is_running() for process in family))
         server.http.close()
         return
-    (door,) = find(server, "container.mms.door")
+    (door,) = living(server.family(), "container.mms.door")
     os.kill(door.pid, signal.SIGKILL)
     assert eventually(lambda: not java.is_running())
     server.wait_until_up()
@@ -167,7 +155,7 @@ def test_two_workers_hold_one_model_and_are_refused_as_one(tmp_path: Path) -> No
         # A thread of Java's that is still interrupting the refused workers may hit the next load's, once in a hundred.
         time.sleep(0.5)
         assert server.names() == ["one"]
-        assert eventually(lambda: len(find(server, "model_service_worker.py")) == 3), (
+        assert eventually(lambda: len(living(server.family(), "model_service_worker.py")) == 3), (
             "a server process and its two forks"
         )
         server.unload("one").raise_for_status()

@@ -14,7 +14,7 @@ from tests.doors import test_contract
 from tests.doors.differences import DIFFERENCES
 from tests.image.container import IMAGE, Container, contained, docker
 from tests.image.test_life import ECHO
-from tests.server import write_handler
+from tests.server import living, write_handler
 
 JAVA = "com.amazonaws.ml.mms.ModelServer"
 #: The first test builds the image: on a machine that does much else, that takes its time.
@@ -41,7 +41,7 @@ def expected() -> Callable[[str], Any]:
 
 def javas(container: Container) -> list[psutil.Process]:
     """The Java processes of a container."""
-    return [each for each in container.family() if JAVA in " ".join(each.cmdline())]
+    return living(container.family(), JAVA)
 
 
 def test_the_mms_image_has_the_labels_and_java_and_the_default_one_has_no_java(

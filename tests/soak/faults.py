@@ -19,7 +19,7 @@ from collections.abc import Callable
 import httpx
 
 from tests.chaos.traffic import Model
-from tests.server import Server
+from tests.server import Server, living
 from tests.soak.crew import Caller, Excuses, Log
 
 #: All models of a fault must answer again within this.
@@ -95,7 +95,7 @@ class Faults:
             self._until_back(http, list(self._residents))
 
     def own_killed(self, http: httpx.Client) -> None:
-        own = [process for process in self._server.family() if any("own-" in part for part in process.cmdline())]
+        own = living(self._server.family(), "own-")
         with self._excuses.cover("packaged", "hangs-alone", "hangs"):
             if own:
                 os.kill(random.choice(own).pid, signal.SIGKILL)

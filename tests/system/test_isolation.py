@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.makers import tiny_bert, wheel
-from tests.server import Server, running, write_handler, write_script
+from tests.server import Server, living, running, write_handler, write_script
 
 FINE = """
 from container.handler import Handler
@@ -98,7 +98,7 @@ def test_code_that_ends_its_process_is_forgiven_once_and_kept_out_the_second_tim
     assert server.invoke("fine", 1).json() == 1
     server.unload(name).raise_for_status()
     server.load(name).raise_for_status()
-    mine = [process for process in server.family() if any("own-" in part for part in process.cmdline())]
+    mine = living(server.family(), "own-")
     assert len(mine) == 1, "an offender gets a process of its own"
     assert server.invoke(name, "ok").json() == "ok"
     server.unload(name).raise_for_status()
@@ -132,7 +132,7 @@ def test_two_models_with_conflicting_requirements_are_both_right_and_their_bytes
     assert len(environments) == 2
     for version in ("1.0", "2.0"):
         server.unload(f"v{version}").raise_for_status()
-    assert not [process for process in server.family() if any("own-" in part for part in process.cmdline())]
+    assert not living(server.family(), "own-")
 
 
 def test_requirements_that_cannot_be_had_fail_the_load_with_pips_words(server: Server) -> None:
@@ -287,7 +287,7 @@ def test_what_finds_its_own_modules_only_in_a_process_of_its_own_gets_one(server
     assert (lacking.status_code, lacking.json()["reason"]) == (500, "model.load_failed")
     assert "No module named 'net'" in lacking.json()["message"]
     server.unload("threaded").raise_for_status()
-    assert not [process for process in server.family() if any("own-" in part for part in process.cmdline())]
+    assert not living(server.family(), "own-")
 
 
 def test_code_that_kills_its_process_while_loading_fails_the_load_with_the_cause(
