@@ -57,7 +57,8 @@ def _say(text: str) -> None:
 
 def main() -> int:
     """Run everything; return 1 if anything was found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__, formatter_class=raw)
     parser.add_argument("--write", action="store_true", help="write the tables into docs/faults.md")
     parser.add_argument(
         "--seconds", type=int, default=fuzz.SECONDS, help="seconds for each parser (default %(default)s)"
