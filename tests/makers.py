@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
 from pathlib import Path
 
@@ -71,3 +72,25 @@ def wheel(folder: Path, version: str) -> None:
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: greeting\nVersion: {version}\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
+
+
+def vast_bert(folder: Path, nbytes: int = 1 << 30) -> None:
+    """A BERT with a table of words of ``nbytes``, which is a hole in the file and takes no room on the disk."""
+    tiny_bert(folder)
+    config = json.loads((folder / "config.json").read_text())
+    file = folder / "model.safetensors"
+    packed = file.read_bytes()
+    size = struct.unpack("<Q", packed[:8])[0]
+    header, data = json.loads(packed[8 : 8 + size]), packed[8 + size :]
+    shape = [nbytes // config["hidden_size"] // 4, config["hidden_size"]]
+    end = len(data) + shape[0] * shape[1] * 4
+    header["embeddings.word_embeddings.weight"] |= {"shape": shape, "data_offsets": [len(data), end]}
+    # What was there becomes a tensor that nobody asks for: a file without gaps is wanted.
+    words = json.loads(packed[8 : 8 + size])["embeddings.word_embeddings.weight"]
+    header["embeddings.position_ids"] = words
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": shape[0]}))
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors at addresses that can be mapped, as safetensors does it
+    with file.open("wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text + data)
+        out.truncate(8 + len(text) + end)

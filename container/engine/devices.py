@@ -12,7 +12,7 @@ from container.memory.blocks import Blocks
 from container.memory.cuda import CudaDevice
 from container.memory.device import Device
 from container.memory.known import Known
-from container.memory.ledger import Tier
+from container.memory.ledger import Ledger, Tier
 from container.memory.regions import DeviceRegion, HostRegion
 from container.memory.sim import SimDevice
 from container.settings import Settings
@@ -42,9 +42,14 @@ def limits(settings: Settings, device: Device | None) -> dict[Tier, int]:
     return {Tier.DEVICE: on_device, Tier.HOST: int(probe.free_ram_bytes() * _HOST_SHARE) if in_ram is None else in_ram}
 
 
-def free(known: Known) -> dict[Tier, Callable[[], int]]:
-    """Return what asks a machine without a device how much more models could take; mapped files count as free there."""
-    return {Tier.DEVICE: lambda: probe.free_ram_bytes() - known.mapped_bytes()}
+def free(known: Known, ledger: Ledger) -> dict[Tier, Callable[[], int]]:
+    """Return what asks a machine without a device how much more models could take.
+
+    Mapped files count as free there, and are taken if the ledger has booked them: one that is only being looked at,
+    and may be refused, takes nothing from the others.
+    """
+    booked = ledger.account(Tier.DEVICE).has
+    return {Tier.DEVICE: lambda: probe.free_ram_bytes() - known.mapped_bytes(booked)}
 
 
 def free_under(device: Device, blocks: Blocks) -> dict[Tier, Callable[[], int]]:

@@ -127,7 +127,7 @@ class Parts:
             known = Known(self.device, allow_pickle=settings.allow_pickle, share=settings.sharing)
             lanes = LaneRunner(dispatcher, loaders, ThreadPoolExecutor(1, "sharer"), self.device, known, loans.room)
             self.residence = Residence(self.models, self.keeper)
-            free = devices.free(known)
+            free = devices.free(known, self.keeper.ledger)
         else:
             movers = ThreadPoolExecutor(_MOVERS, "mover")
             blocks = devices.blocks(settings, device, limits)

@@ -11,6 +11,7 @@ Does not cover: the ledger (the engine's loop writes what is returned here), whe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,9 +94,9 @@ class Known:
         segments = sharing.segments(name, held.weights)
         return segments if held.expected_bytes is None else [*segments[:-1], Segment(name, held.expected_bytes)]
 
-    def mapped_bytes(self) -> int:
-        """Return the bytes of all models that are served from their files; from any thread."""
-        return sum(held.weights.mapped_bytes for held in list(self._held.values()))
+    def mapped_bytes(self, counts: Callable[[str], bool]) -> int:
+        """Return the bytes of the models that ``counts`` and that are served from their files; from any thread."""
+        return sum(held.weights.mapped_bytes for name, held in list(self._held.items()) if counts(name))
 
     def is_fresh(self, name: str) -> bool:
         """Whether the files under ``name`` are still those that were opened; 3 µs a file."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import json
-import struct
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import psutil
 import pytest
 
 from tests.image.container import contained
-from tests.makers import tiny_bert
+from tests.makers import tiny_bert, vast_bert
 from tests.server import write_handler
 
 ECHO = """
@@ -59,35 +57,14 @@ def test_a_folder_of_models_is_served_without_a_word_of_http(open_path: Path) ->
         assert container.invoke("echo", "x").json() == "x"
 
 
-def vast_bert(folder: Path) -> None:
-    """A BERT with 8 million words: 1 GiB, which is a hole in the file and takes no room on the disk."""
-    tiny_bert(folder)
-    config = json.loads((folder / "config.json").read_text())
-    file = folder / "model.safetensors"
-    packed = file.read_bytes()
-    size = struct.unpack("<Q", packed[:8])[0]
-    header, data = json.loads(packed[8 : 8 + size]), packed[8 + size :]
-    shape = [8 << 20, config["hidden_size"]]
-    end = len(data) + shape[0] * shape[1] * 4
-    header["embeddings.word_embeddings.weight"] |= {"shape": shape, "data_offsets": [len(data), end]}
-    # What was there becomes a tensor that nobody asks for: a file without gaps is wanted.
-    words = json.loads(packed[8 : 8 + size])["embeddings.word_embeddings.weight"]
-    header["embeddings.position_ids"] = words
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": shape[0]}))
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors at addresses that can be mapped, as safetensors does it
-    with file.open("wb") as out:
-        out.write(struct.pack("<Q", len(text)) + text + data)
-        out.truncate(8 + len(text) + end)
-
-
 def test_the_memory_of_the_container_not_of_the_machine_is_what_models_may_take(open_path: Path) -> None:
     with contained(open_path, "--memory", "1g", "--memory-swap", "1g") as container:
         vast_bert(container.folder("vast"))
         refused = container.load("vast")
         assert (refused.status_code, refused.json()["reason"]) == (400, "memory.larger_than_limit"), refused.text
         tiny_bert(container.folder("small"))
-        assert container.load("small").status_code == 200
+        loaded = container.load("small")
+        assert loaded.status_code == 200, loaded.text
         assert not container.state()["OOMKilled"]
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from container.memory import probe
 from container.memory.sizes import checkpoint_bytes
-from tests.makers import tiny_bert
+from tests.makers import tiny_bert, vast_bert
 from tests.server import Server, running, write_handler, write_script
 
 TEXT = {"inputs": "a b c"}
@@ -304,3 +305,14 @@ def test_an_unknown_pin_is_refused_as_any_mistake_in_berth_json(server: Server) 
     refused = server.load("mistaken")
     assert refusal(refused) == (400, "model.archive")
     assert "did you mean pin?" in refused.json()["message"]
+
+
+def test_what_is_larger_than_the_machine_takes_no_room_from_the_next_load(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        vast_bert(server.folder("vast"), probe.free_ram_bytes())
+        tiny_bert(server.folder("small"))
+        refused = server.load("vast")
+        assert (refused.status_code, refused.json()["reason"]) == (400, "memory.larger_than_limit"), refused.text
+        loaded = server.load("small")  # within the half second for which the machine is not asked again
+        assert loaded.status_code == 200, loaded.text
+        assert server.names() == ["small"]
