@@ -140,20 +140,11 @@ class Parts:
         dispatcher.lend = loans.take
         dispatcher.on_idle = self._idle
         dispatcher.on_stale = self.calls.stale
-        places = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS, watch.BLOCK))
-
-        def child(name: str, python: str = sys.executable, *, again: bool = False) -> ChildRunner:
-            """Return the runner of a new child, not started yet; ``again``: it is started anew whenever it dies."""
-            process = ChildProcess(name, settings.run_dir, compute, next(places), python, alone=not again)
-            made = ChildRunner(process, page, again=again)
-            made.on_lost = lambda names, inside, status: self.quarantine.on_lost(
-                names, inside, how(status), name, alone=not again
-            )
-            return made
-
-        self.guests = child("guests", again=True)
+        self._run_dir, self._compute, self._page = settings.run_dir, compute, page
+        self._places = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS, watch.BLOCK))
+        self.guests = self._child("guests", again=True)
         builders = ThreadPoolExecutor(1, "builder")
-        self.own = OwnRunner(child, builders, settings.state_dir / "environments", settings.state_limit)
+        self.own = OwnRunner(self._child, builders, settings.state_dir / "environments", settings.state_limit)
         self.quarantine = Quarantine(self.models, self.residence, self.calls, tell)
         self.residence.set_apart = self.quarantine.set_apart
 
@@ -172,6 +163,15 @@ class Parts:
         )
         room = ", ".join(f"{limit / 2**20:.1f} MiB on the {tier.value} tier" for tier, limit in limits.items())
         _log.info("device %s, %s, %d cores", self.device, room, cores)
+
+    def _child(self, name: str, python: str = sys.executable, *, again: bool = False) -> ChildRunner:
+        """Return the runner of a new child, not started yet; ``again``: it is started anew whenever it dies."""
+        process = ChildProcess(name, self._run_dir, self._compute, next(self._places), python, alone=not again)
+        made = ChildRunner(process, self._page, again=again)
+        made.on_lost = lambda names, inside, status: self.quarantine.on_lost(
+            names, inside, how(status), name, alone=not again
+        )
+        return made
 
     async def _sink(self, name: str, tier: Tier) -> int:
         return await self.residence.sink(name, tier)

@@ -104,7 +104,8 @@ def test_vectors_are_those_computed_by_hand(tmp_path, case):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_vectors_are_those_of_sentence_transformers(tmp_path, case):
-    theirs = pytest.importorskip("sentence_transformers")
+    import sentence_transformers as theirs
+
     path = folder(tmp_path, **CASES[case])
     wanted = theirs.SentenceTransformer(str(path), device="cpu", local_files_only=True).encode(TEXTS)
     assert np.allclose(ask(loaded(Embeddings(), path), {"inputs": TEXTS}), wanted, atol=1e-5)

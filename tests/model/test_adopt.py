@@ -227,7 +227,7 @@ def test_a_pipeline_is_adopted_with_its_network():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="not run: no GPU")
 def test_on_a_gpu_answers_are_those_of_the_cpu_and_lie_where_the_caller_had_the_inputs():
     from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 

@@ -145,7 +145,8 @@ def test_classes_are_found_by_pickle_dataclasses_type_hints_and_importlib(tmp_pa
 
 
 def test_cloudpickle_sends_an_archives_function_by_value_or_name(namespace, tmp_path):
-    cloudpickle = pytest.importorskip("cloudpickle")
+    import cloudpickle
+
     (tmp_path / "work.py").write_text("def twice(x):\n    return 2 * x\n")
     twice = namespace(tmp_path).load("work.py").twice
     assert cloudpickle.loads(cloudpickle.dumps(twice))(4) == 8
