@@ -80,7 +80,6 @@ def resolve(uv: str, lines: list[str], former: str, *, pinned: bool = False) -> 
         law.write_text(former)
         command = [uv, "pip", "compile", "-", "--universal", "--python-version", "3.11", "--generate-hashes"]
         command += ["--no-config", "--no-annotate", "--no-header", "--quiet", "--output-file", str(lock)]
-        command += ["--default-index", "https://pypi.org/simple"]
         if pinned:
             command += ["--constraint", str(law)]
         done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True)
