@@ -55,6 +55,7 @@ class Supervisor:
         self._settings = settings
         self._selector = selectors.DefaultSelector()
         self._registry: dict[str, m.Registered] = {}
+        self._marks: dict[str, m.Marked] = {}
         self._control: socket.socket | None = None
         self._reader = frames.FrameReader(frames.CONTROL)
         self._engine_pid = 0
@@ -147,9 +148,9 @@ class Supervisor:
         self._control, self._reader = ours, frames.FrameReader(frames.CONTROL)
         self._selector.register(ours, selectors.EVENT_READ, "control")
         try:
-            for entry in self._registry.values():
-                ours.sendall(frames.encode(entry))
-            ours.sendall(frames.encode(m.Begin()))
+            told: list[m.Control] = [*self._marks.values(), *self._registry.values(), m.Begin()]
+            for each in told:
+                ours.sendall(frames.encode(each))
         except OSError as error:
             _log.error("the engine died before it took the registry over: %s", error)
 
@@ -186,6 +187,8 @@ class Supervisor:
             match message:
                 case m.Registered():
                     self._registry[message.name] = message
+                case m.Marked():
+                    self._marks[message.model_dir] = message
                 case m.Forgotten():
                     self._registry.pop(message.name, None)
                 case m.Up():

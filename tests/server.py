@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,14 @@ def free_port() -> int:
                 continue
             return port
     raise AssertionError("no free port between 20000 and 32000")
+
+
+def until(condition: Callable[[], object], timeout_s: float = 60) -> None:
+    """Return once ``condition`` holds; fail if it does not within ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s"
+        time.sleep(0.05)
 
 
 def living(processes: list[psutil.Process], mark: str) -> list[psutil.Process]:

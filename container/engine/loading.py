@@ -126,12 +126,14 @@ class Loading:
         await self._residence.rise(model, time.monotonic() + LOAD_S)
         model.live("loaded")
         model.live("measured")
-        self._tell_of(model)
+        self.tell_of(model)
 
-    def _tell_of(self, model: Model) -> None:
+    def tell_of(self, model: Model) -> None:
+        """Tell the supervisor how ``model`` is now, for the next engine."""
         if model.kept:
             manifest = msgspec.msgpack.encode(model.manifest)
-            self._tell(m.Registered(model.name, model.url, manifest, self._bytes(model), model.deaths))
+            told = m.Registered(model.name, model.url, manifest, self._bytes(model), model.deaths, model.reason)
+            self._tell(told)
 
     async def look(self, model: Model) -> None:
         """Read the folder of ``model`` as it is now: its manifest, where it runs, what it will take.
@@ -146,7 +148,7 @@ class Loading:
         self._register(model, found.segments)
         if changed and model.life is Life.READY:
             _log.info("the files of %s were changed since it was last up; it is described anew", model.name)
-            self._tell_of(model)
+            self.tell_of(model)
 
     def _read(self, model: Model, known_bytes: int) -> _Found:
         """Describe and prepare; on a loader thread."""

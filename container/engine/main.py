@@ -1,7 +1,7 @@
 """The engine's process: puts the parts together, takes the registry over, opens the door.
 
-    supervisor ──fd──> Registered ... Begin        (what an earlier engine had)
-    supervisor <──fd── Up, Registered, Forgotten   (what changes from here on)
+    supervisor ──fd──> Marked ... Registered ... Begin      (what an earlier engine had)
+    supervisor <──fd── Up, Registered, Marked, Forgotten    (what changes from here on)
 
 Started by ``supervise``; ends with it.
 """
@@ -65,15 +65,18 @@ class Control:
         self._socket = socket.socket(fileno=descriptor)
         self._reader = frames.FrameReader(frames.CONTROL)
 
-    def take_over(self) -> list[m.Registered]:
-        """Return the registry as the supervisor has it; blocks until Begin."""
+    def take_over(self) -> tuple[list[m.Registered], list[m.Marked]]:
+        """Return the registry as the supervisor has it, and the marks of offenders; blocks until Begin."""
         registered: list[m.Registered] = []
+        marks: list[m.Marked] = []
         while data := self._socket.recv(1 << 16):
             for message in self._reader.feed(data):
                 if isinstance(message, m.Begin):
-                    return registered
+                    return registered, marks
                 if isinstance(message, m.Registered):
                     registered.append(message)
+                elif isinstance(message, m.Marked):
+                    marks.append(message)
         raise SystemExit("the supervisor hung up before Begin")
 
     def tell(self, message: m.Control) -> None:
@@ -145,7 +148,9 @@ class Parts:
         self.guests = self._child("guests", again=True)
         builders = ThreadPoolExecutor(1, "builder")
         self.own = OwnRunner(self._child, builders, settings.state_dir / "environments", settings.state_limit)
-        self.quarantine = Quarantine(self.models, self.residence, self.calls, tell)
+        self.quarantine = Quarantine(
+            self.models, self.residence, self.calls, tell, lambda model: self.loading.tell_of(model)
+        )
         self.residence.set_apart = self.quarantine.set_apart
 
         def runner_of(manifest: Manifest) -> Runner:
@@ -202,8 +207,10 @@ async def _load_first(parts: Parts, first: list[m.Registered], tell: Callable[[m
     parts.engine.started = True
 
 
-async def _run(settings: Settings, control: Control, registered: list[m.Registered]) -> None:
+async def _run(settings: Settings, control: Control) -> None:
+    registered, marks = control.take_over()
     parts = Parts(settings, control.tell)
+    parts.quarantine.inherit(marks)  # first: it decides where the models run
     parts.guests.start()
     for entry in registered:
         if entry.manifest:
@@ -234,9 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.configure("engine", settings.log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
     control = Control(options.control)
-    registered = control.take_over()
     try:
-        uvloop.run(_run(settings, control, registered))
+        uvloop.run(_run(settings, control))
     except BadSetting as error:
         _log.error("%s", error)
         return os.EX_CONFIG  # the supervisor does not try again

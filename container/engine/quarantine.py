@@ -2,18 +2,17 @@
 
 A process that had to be killed because a model did not come back: that model is quarantined at once. A process that
 died inside a model's code: at the second time. A model whose folder has offended twice gets a process of its own when
-it is loaded anew. Deaths outside of anybody's code (a thread of an author's that ends the process later) have a budget:
-beyond it, those who share the process get one each, and one that has its own is kept out.
+it is loaded anew; the supervisor keeps these marks for the next engine. Deaths outside of anybody's code (a thread of
+an author's that ends the process later) have a budget: beyond it, those who share the process get one each, and one
+that has its own is kept out.
 Does not cover: noticing (``supervise`` for what hangs, ``host/process`` for what dies).
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-
-import msgspec
 
 from container import log
 from container.engine.calls import Calls
@@ -31,26 +30,48 @@ DEATHS, WINDOW_S = 3, 300.0
 
 
 class Quarantine:
-    """The engine's judge. ``tell`` lets the supervisor know, so that a new engine knows it, too."""
+    """The engine's judge. ``tell`` and ``tell_of`` let the supervisor know, so that a new engine knows it, too.
 
-    def __init__(self, models: Registry, residence: Residence, calls: Calls, tell: Callable[[m.Control], None]) -> None:
+    tell_of: says how a registered model is now.
+    """
+
+    def __init__(
+        self,
+        models: Registry,
+        residence: Residence,
+        calls: Calls,
+        tell: Callable[[m.Control], None],
+        tell_of: Callable[[Model], None],
+    ) -> None:
         self._models = models
         self._residence = residence
         self._calls = calls
         self._tell = tell
-        self._offences: Counter[str] = Counter()
-        self._apart: set[str] = set()
+        self._tell_of = tell_of
+        self._marks: dict[str, m.Marked] = {}
         self._unexplained: dict[str, deque[float]] = {}
 
     def needs_own_process(self, model_dir: str) -> bool:
         """Return whether a model from ``model_dir`` has offended twice, or cannot live among others."""
-        return self._offences[model_dir] > 1 or model_dir in self._apart
+        mark = self._marks.get(model_dir)
+        return mark is not None and (mark.offences > 1 or mark.apart)
+
+    def inherit(self, marks: list[m.Marked]) -> None:
+        """Know what earlier engines knew."""
+        self._marks = {mark.model_dir: mark for mark in marks}
+
+    def _mark(self, model: Model, *, offences: int = 0, apart: bool = False) -> None:
+        """Add to what is known of the folder of ``model``."""
+        assert model.manifest is not None
+        folder = model.manifest.model_dir
+        known = self._marks.get(folder, m.Marked(folder))
+        mark = self._marks[folder] = m.Marked(folder, known.offences + offences, known.apart or apart)
+        self._tell(mark)
 
     def set_apart(self, model: Model, why: str) -> None:
         """Give ``model`` a process of its own from its next rise on."""
-        assert model.manifest is not None
         _log.warning("model %s gets a process of its own: %s", model.name, why)
-        self._apart.add(model.manifest.model_dir)
+        self._mark(model, apart=True)
         model.runner = None
 
     def on_lost(self, names: list[str], inside: list[Inside], how: str, process: str, *, alone: bool) -> None:
@@ -69,10 +90,12 @@ class Quarantine:
             model.deaths += 1
             verdicts = (verdict(each, model.deaths, how, time.monotonic()) for each in inside if each.model == name)
             reason = next(filter(None, verdicts), "")
-            self._offences[model.manifest.model_dir] += 1
-            if reason and model.life is Life.READY:
-                self.keep_out(model, reason)
-
+            self._mark(model, offences=1)
+            if model.life is Life.READY:
+                if reason:
+                    self.keep_out(model, reason)
+                else:
+                    self._tell_of(model)
         if not inside:
             self._count(process, [model for name in names if (model := self._models.get(name))], how, alone)
 
@@ -95,6 +118,5 @@ class Quarantine:
         model.live("quarantine")
         model.reason = reason
         _log.error("model %s is quarantined: %s", model.name, reason)
+        self._tell_of(model)
         self._calls.fail_waiting(model, Quarantined(f"model {model.name!r} is out of service: {reason}"))
-        manifest = msgspec.msgpack.encode(model.manifest)
-        self._tell(m.Registered(model.name, model.url, manifest, 0, model.deaths, reason))

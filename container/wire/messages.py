@@ -226,6 +226,17 @@ class Registered(msgspec.Struct, frozen=True, array_like=True, tag=64):
     reason: str = ""
 
 
+class Marked(msgspec.Struct, frozen=True, array_like=True, tag=69):
+    """Engine to supervisor, and back to a new engine: what is known of the models from folder ``model_dir``.
+
+    offences: processes that died inside their code. apart: they cannot live among others.
+    """
+
+    model_dir: str
+    offences: int = 0
+    apart: bool = False
+
+
 class Forgotten(msgspec.Struct, frozen=True, array_like=True, tag=65):
     """Engine to supervisor: ``name`` is registered no more."""
 
@@ -248,6 +259,6 @@ class Fatal(msgspec.Struct, frozen=True, array_like=True, tag=68):
     reason: str
 
 
-Control = Registered | Forgotten | Begin | Up | Fatal
+Control = Registered | Marked | Forgotten | Begin | Up | Fatal
 Request = Hello | Invoke | Load | Unload | List | Describe | Cancel | Ready | Stats | Drain | Counts | Attach
 Reply = Answer | Loaded | Unloaded | Page | Description | Status | Figures | Failed | Chunk
