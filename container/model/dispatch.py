@@ -23,6 +23,8 @@ from container.model.ticket import Loan, Ticket
 #: another thread and back costs more than the no-op (measured: 146 against 67 µs a call). One slow batch ends it.
 QUICK_S = 0.0005
 QUICK_RUNS = 100
+#: What a request is thought to take while none of its model has run.
+UNKNOWN_S = 0.01
 #: A batch may take this much longer than the time its callers wait, so that one they never saw late kills nothing.
 GRACE_S = 0.5
 #: Units of ``Handler.size`` in one run; tokens for texts. About what keeps two cores busy without hurting the tail.
@@ -40,13 +42,21 @@ class _Station:
     timeout_s: float
     queue: deque[Ticket] = field(default_factory=deque)
     running: int = 0
-    #: Expected seconds for one request, smoothed over the last batches.
-    item_s: float = 0.01
+    #: Expected seconds for one request, smoothed over the last batches; None = none has run yet.
+    item_s: float | None = None
     #: Batches in a row that were quick.
     quick_runs: int = 0
     #: Whether what the handler reads is still what it was; asked before a batch and before its results are given.
     is_fresh: Callable[[], bool] | None = None
     stale: bool = False
+
+    def expected_s(self, count: int) -> float:
+        """Return the seconds that ``count`` requests will probably take."""
+        return count * (UNKNOWN_S if self.item_s is None else self.item_s)
+
+    def learn(self, item_s: float) -> None:
+        """Take note of what a request took: the first time for good, then smoothed."""
+        self.item_s = item_s if self.item_s is None else self.item_s + 0.2 * (item_s - self.item_s)
 
 
 class Dispatcher:
@@ -76,19 +86,25 @@ class Dispatcher:
         max_delay_ms: int = 0,
         timeout_s: float = 50.0,
         is_fresh: Callable[[], bool] | None = None,
+        item_s: float | None = None,
     ) -> None:
         """Accept requests for ``name``; a batch that runs for longer than ``timeout_s`` counts as hung.
 
-        is_fresh: whether the model's files are those that it was loaded from; a few microseconds.
+        is_fresh: whether the model's files are those that it was loaded from; a few microseconds. item_s: what ``close``
+        returned when it was here before.
         """
         station = _Station(name, handler, max_items, max_delay_ms / 1000, timeout_s)
-        station.is_fresh = is_fresh
+        station.is_fresh, station.item_s = is_fresh, item_s
         self._stations[name] = station
 
-    def close(self, name: str) -> None:
-        """Accept no more requests for ``name``; the caller has made sure that none waits or runs."""
-        self._stations.pop(name, None)
+    def close(self, name: str) -> float | None:
+        """Accept no more requests for ``name``; the caller has made sure that none waits or runs.
+
+        Returns the seconds that one of its requests takes, None if none has run.
+        """
         self._waiting.pop(name, None)
+        station = self._stations.pop(name, None)
+        return station.item_s if station is not None else None
 
     def submit(self, name: str, ticket: Ticket) -> None:
         """Queue ``ticket``; it starts once the loop has taken what else has arrived, so that a burst is one batch."""
@@ -127,7 +143,7 @@ class Dispatcher:
                 station.name,
                 len(station.queue),
                 now - station.queue[0].arrived_s,
-                station.item_s * min(len(station.queue), station.max_items),
+                station.expected_s(min(len(station.queue), station.max_items)),
             )
             for station in self._waiting.values()
             if self._may_start(station)
@@ -199,7 +215,7 @@ class Dispatcher:
             for loan in loans:
                 loan.end()
             station.running -= 1
-            station.item_s += 0.2 * (busy_s / len(tickets) - station.item_s)
+            station.learn(busy_s / len(tickets))
             station.quick_runs = station.quick_runs + 1 if busy_s < QUICK_S else 0
             self._settle_idle(station)
 
@@ -207,7 +223,7 @@ class Dispatcher:
         payloads = [ticket.payload for ticket in tickets]
         steps = pipeline.answer(station.handler, payloads, BUDGET, station.max_items)
         job = Job(station.name, steps, len(tickets), on_results, on_done, station.timeout_s + GRACE_S, on_parts)
-        job.expected_s = station.item_s * len(tickets)
+        job.expected_s = station.expected_s(len(tickets))
         if self.lend is not None:
             job.on_claim = on_claim
         for ticket in tickets:

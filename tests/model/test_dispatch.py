@@ -279,3 +279,27 @@ def test_a_ticket_that_ran_out_of_memory_makes_batches_smaller_for_good() -> Non
         assert handler.sizes == [1, 2, 2, 2, 2, 2]
 
     run(1, scenario)
+
+
+def test_what_a_model_takes_is_known_from_its_first_batch_on_and_when_it_comes_again() -> None:
+    async def scenario(dispatcher: Dispatcher) -> None:
+        dispatcher.open("slow", Echo(0.1))
+        assert dispatcher.close("slow") is None, "nothing of it has run"
+        dispatcher.open("slow", Echo(0.1))
+        await ask(dispatcher, "slow")[1]
+        slow_s = dispatcher.close("slow")
+        assert slow_s is not None
+        assert slow_s >= 0.1, "not smoothed with a guess"
+        order: list[str] = []
+        dispatcher.open("hurry", Echo(0.05))
+        dispatcher.open("slow", Echo(), item_s=slow_s)
+        dispatcher.open("quick", Echo(), item_s=0.001)
+        asked = []
+        for name in ("hurry", "slow", "quick"):  # the lane is taken by the first while the others come
+            asked.append(ask(dispatcher, name)[1])
+            asked[-1].add_done_callback(lambda done, name=name: order.append(name))
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*asked)
+        assert order == ["hurry", "quick", "slow"]
+
+    run(1, scenario)
