@@ -90,8 +90,8 @@ class Dispatcher:
     ) -> None:
         """Accept requests for ``name``; a batch that runs for longer than ``timeout_s`` counts as hung.
 
-        is_fresh: whether the model's files are those that it was loaded from; a few microseconds. item_s: what ``close``
-        returned when it was here before.
+        is_fresh: whether the model's files are those that it was loaded from; a few microseconds. item_s: what
+        ``close`` returned when it was here before.
         """
         station = _Station(name, handler, max_items, max_delay_ms / 1000, timeout_s)
         station.is_fresh, station.item_s = is_fresh, item_s
