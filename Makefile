@@ -9,7 +9,7 @@ STAMP := $(VENV)/.setup-stamp
 TORCH := $(shell cat requirements/torch.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test retest lint fix types chaos soak bench image test-image lock clean
+.PHONY: help setup demo test lint fix types chaos soak bench image test-image lock clean
 
 help: ## list the verbs
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,9 +25,6 @@ demo: setup ## four kinds of models behind one endpoint, and what their memory d
 
 test: setup ## the tests
 	@$(BIN)/python -m pytest
-
-retest: setup ## the tests that failed last time, one at a time
-	@$(BIN)/python -m pytest -n 0 --last-failed --last-failed-no-failures none
 
 lint: setup ## style, layers, generated parts
 	@$(BIN)/ruff check .

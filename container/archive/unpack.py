@@ -182,15 +182,8 @@ def _members(source: _Source) -> Iterator[tarfile.TarInfo]:
 
 def _checked(member: tarfile.TarInfo) -> str:
     """Return the member's relative name, "" for the top itself. Raises BadArchive for all that is not wanted."""
+    _check_kind(member)
     shown = ascii(member.name[:100])
-    if member.issym() or member.islnk():
-        kind = "symlink" if member.issym() else "hard link"
-        raise BadArchive(f"{shown} is a {kind}; archives may hold none, pack the file itself (tar --dereference)")
-    if member.issparse():
-        raise BadArchive(f"{shown} is stored sparse; pack without --sparse")
-    if not (member.isdir() or member.isreg()):
-        what = "a device" if member.ischr() or member.isblk() else "a fifo" if member.isfifo() else "of no known type"
-        raise BadArchive(f"{shown} is {what}; archives may hold files and folders only")
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
     try:
         length = len(member.name.encode())
@@ -205,6 +198,19 @@ def _checked(member: tarfile.TarInfo) -> str:
     if member.size < 0 or (not parts and not member.isdir()):
         raise BadArchive(f"the archive is corrupt: member {shown}")
     return "/".join(parts)
+
+
+def _check_kind(member: tarfile.TarInfo) -> None:
+    """Raise BadArchive unless ``member`` is a plain file or a folder."""
+    shown = ascii(member.name[:100])
+    if member.issym() or member.islnk():
+        kind = "symlink" if member.issym() else "hard link"
+        raise BadArchive(f"{shown} is a {kind}; archives may hold none, pack the file itself (tar --dereference)")
+    if member.issparse():
+        raise BadArchive(f"{shown} is stored sparse; pack without --sparse")
+    if not (member.isdir() or member.isreg()):
+        what = "a device" if member.ischr() or member.isblk() else "a fifo" if member.isfifo() else "of no known type"
+        raise BadArchive(f"{shown} is {what}; archives may hold files and folders only")
 
 
 def _make(source: _Source, folder: Path, member: tarfile.TarInfo, name: str, seen: dict[str, bool]) -> None:

@@ -34,7 +34,6 @@ class Progress:
         self._shows = sys.stderr.isatty()
         self._what = ""
         self._last_s = 0.0
-        self._started_s = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self

@@ -55,15 +55,13 @@ class _Flag:
 
 
 class SimDevice:
-    """See ``memory/device``. ``copied_bytes`` and ``copied_s`` sum up the queue's work."""
+    """See ``memory/device``."""
 
     compute = "cpu"
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.spec = Spec.read(name)
-        self.copied_bytes = 0
-        self.copied_s = 0.0
         self._jobs: queue.SimpleQueue[tuple[list[Piece], _Flag]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="copies", daemon=True).start()
 
@@ -108,11 +106,8 @@ class SimDevice:
         while True:
             pieces, flag = self._jobs.get()
             nbytes = sum(source.numel() for _, source in pieces)
-            began = max(time.monotonic(), free_at)
-            free_at = began + nbytes / self.spec.bytes_per_s
+            free_at = max(time.monotonic(), free_at) + nbytes / self.spec.bytes_per_s
             time.sleep(max(0.0, free_at - time.monotonic()))
             for target, source in pieces:
                 target.copy_(source)
-            self.copied_bytes += nbytes
-            self.copied_s += time.monotonic() - began
             flag.set()

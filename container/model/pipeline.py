@@ -11,7 +11,7 @@ values of the error tree (``model/attempt``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Any
 
 from container import log
@@ -67,44 +67,67 @@ def _answers(
 
 
 def _run(
-    handler: Handler, batch: list[tuple[int, Any]], payloads: list[Payload]
+    handler: Handler, items: list[tuple[int, Any]], payloads: list[Payload]
 ) -> Iterator[Results | Parts | Claim | None]:
-    """One run of predict and what becomes of it; who has an answer already, or pieces of one, is not run again."""
-    request_id = payloads[batch[0][0]].request_id if len(batch) == 1 else ""
-    steps = _ask(request_id, handler.steps, [value for _, value in batch])
-    outputs: Any = steps if isinstance(steps, ServingError) else None
-    rest = dict(enumerate(batch))
-    begun: set[int] = set()
-    while outputs is None:
-        outputs = _ask(request_id, next, steps, _END)
-        if isinstance(outputs, (Parts, Ready)):
-            early, outputs = outputs, _ask(request_id, _check_early, outputs, rest)
-            if outputs is None and isinstance(early, Parts):
-                begun.update(early)
-                yield Parts({rest[place][0]: piece for place, piece in early.items()})
-            elif outputs is None:
-                yield [_answered(handler, rest.pop(place), output, payloads) for place, output in early.items()]
-        elif isinstance(outputs, Claim):
-            claim, outputs = outputs, None
-            yield claim
-        elif outputs is None:
-            yield None
+    """One run of predict and what becomes of it."""
+    run = _Run(handler, items, payloads)
+    outputs = yield from run.outputs()
     if not isinstance(outputs, ServingError):
-        outputs = _ask(request_id, _checked, outputs, len(batch))
-    elif len(rest) > 1 and not isinstance(outputs, OutOfMemory):
-        failure = _failure(outputs, handler, "predict") if begun else None
-        outputs.__cause__ = outputs.__context__ = outputs.__traceback__ = None
-        for place, item in rest.items():
-            if failure is not None and place in begun:
+        yield [_answered(handler, item, outputs[place], payloads) for place, item in run.rest.items()]
+    elif len(run.rest) > 1 and not isinstance(outputs, OutOfMemory):
+        yield from run.apart(outputs)
+    else:
+        failure = _failure(outputs, handler, "predict")
+        yield [(index, failure) for index, _ in run.rest.values()]
+
+
+class _Run:
+    """A batch in predict: ``rest`` by place is who has no whole answer yet, ``begun`` the places that have pieces."""
+
+    __slots__ = ("_handler", "_payloads", "_request_id", "begun", "rest")
+
+    def __init__(self, handler: Handler, items: list[tuple[int, Any]], payloads: list[Payload]) -> None:
+        self._handler = handler
+        self._payloads = payloads
+        self._request_id = payloads[items[0][0]].request_id if len(items) == 1 else ""
+        self.rest = dict(enumerate(items))
+        self.begun: set[int] = set()
+
+    def outputs(self) -> Generator[Results | Parts | Claim | None, None, list[Any] | ServingError]:
+        """Yield what the steps say before their end; return an output for each place, or the error they ended in."""
+        count = len(self.rest)
+        steps = _ask(self._request_id, self._handler.steps, [value for _, value in self.rest.values()])
+        if isinstance(steps, ServingError):
+            return steps
+        while True:
+            said = _ask(self._request_id, next, steps, _END)
+            if isinstance(said, ServingError):
+                return said
+            if said is None or isinstance(said, Claim):
+                yield said
+            elif isinstance(said, (Parts, Ready)):
+                wrong = _ask(self._request_id, _check_early, said, self.rest)
+                if isinstance(wrong, ServingError):
+                    return wrong
+                yield self._early(said)
+            else:
+                return _ask(self._request_id, _checked, said, count)  # type: ignore[no-any-return]
+
+    def apart(self, error: ServingError) -> Iterator[Results | Parts | Claim | None]:
+        """Run each item alone, as ``error`` may be one item's; who has pieces already is told, not run again."""
+        failure = _failure(error, self._handler, "predict") if self.begun else None
+        error.__cause__ = error.__context__ = error.__traceback__ = None
+        for place, item in self.rest.items():
+            if failure is not None and place in self.begun:
                 yield [(item[0], failure)]
             else:
-                yield from _run(handler, [item], payloads)
-        return
-    if isinstance(outputs, ServingError):
-        failure = _failure(outputs, handler, "predict")
-        yield [(index, failure) for index, _ in rest.values()]
-        return
-    yield [_answered(handler, item, outputs[place], payloads) for place, item in rest.items()]
+                yield from _run(self._handler, [item], self._payloads)
+
+    def _early(self, said: Parts | Ready) -> Results | Parts:
+        if isinstance(said, Parts):
+            self.begun.update(said)
+            return Parts({self.rest[place][0]: piece for place, piece in said.items()})
+        return [_answered(self._handler, self.rest.pop(place), out, self._payloads) for place, out in said.items()]
 
 
 def _read(handler: Handler, payload: Payload) -> tuple[Any, int]:

@@ -154,13 +154,7 @@ def _to_csv(value: Any) -> bytes:
         plain = msgspec.to_builtins(value, enc_hook=_plain)
     except (TypeError, ValueError, RuntimeError) as error:
         raise _Unfit(str(error)) from error
-    rows = plain if isinstance(plain, list) else [plain]
-    if rows and isinstance(rows[0], dict):
-        names = list(rows[0])
-        if any(not isinstance(row, dict) or list(row) != names for row in rows):
-            raise _Unfit("its rows do not have the same names")
-        rows = [names, *(list(row.values()) for row in rows)]
-    rows = [row if isinstance(row, list) else [row] for row in rows]
+    rows = _table(plain if isinstance(plain, list) else [plain])
     if not all(cell is None or isinstance(cell, (str, int, float)) for row in rows for cell in row):
         raise _Unfit("it has more than two dimensions")
     # The writer does not see that a lone \r ends a line for readers.
@@ -168,6 +162,16 @@ def _to_csv(value: Any) -> bytes:
     out = io.StringIO(newline="")
     csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL if ends else csv.QUOTE_MINIMAL).writerows(rows)
     return _utf8(out.getvalue())
+
+
+def _table(rows: list[Any]) -> list[list[Any]]:
+    """Each row as a list of cells; objects below a row of their names."""
+    if rows and isinstance(rows[0], dict):
+        names = list(rows[0])
+        if any(not isinstance(row, dict) or list(row) != names for row in rows):
+            raise _Unfit("its rows do not have the same names")
+        rows = [names, *(list(row.values()) for row in rows)]
+    return [row if isinstance(row, list) else [row] for row in rows]
 
 
 # --- arrays and bytes ------------------------------------------------------------------------------------------------
