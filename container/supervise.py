@@ -18,7 +18,6 @@ import selectors
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import deque
@@ -26,9 +25,10 @@ from typing import TextIO
 
 import msgspec
 
-from container import log
+from container import kept, log
+from container.kept import Kept
 from container.model import watch
-from container.settings import Settings, child_environment
+from container.settings import Settings
 from container.wire import frames
 from container.wire import messages as m
 from container.wire.server import make_run_folder
@@ -44,6 +44,10 @@ WATCH_S = 0.25
 FRONTS = {"http": "container.front.main", "mms": "container.mms.door"}
 #: More engine deaths than this within the window: the instance is not worth keeping, /ping says so.
 DEATHS, WINDOW_S = 3, 300.0
+#: An engine that the system refuses to start this often in a row, before there ever was one, ends the server.
+TRIES = 6
+#: An engine that dies within a second of the one before is started again a second later: it must not fill the log.
+PAUSE_S = 1.0
 #: The front is started again after this long; one that dies sooner than it lived to answer ends the server.
 FRONT_LEAST_S = 10.0
 
@@ -58,9 +62,8 @@ class Supervisor:
         self._marks: dict[str, m.Marked] = {}
         self._control: socket.socket | None = None
         self._reader = frames.FrameReader(frames.CONTROL)
-        self._engine_pid = 0
-        self._front_pid = 0
-        self._front_born_s = 0.0
+        self._engine = Kept("the engine")
+        self._front = Kept("the HTTP server")
         self._engine_deaths: deque[float] = deque(maxlen=DEATHS + 1)
         self._killed: deque[int] = deque(maxlen=64)
         self._stop_by_s: float | None = None
@@ -79,8 +82,9 @@ class Supervisor:
             signal.signal(number, lambda *_: None)
         self._selector.register(wake, selectors.EVENT_READ, "signals")
         self._registry = {entry.name: entry for entry in first}
-        self._start_engine()
-        while self._engine_pid or self._front_pid or self._stop_by_s is None:
+        self._engine.want()
+        while self._engine.pid or self._front.pid or self._stop_by_s is None:
+            self._start_what_is_due()
             for key, _ in self._selector.select(self._patience_s()):
                 if key.data == "signals":
                     self._on_signals(wake.recv(4096))
@@ -139,12 +143,31 @@ class Supervisor:
 
     # ---------------------------------------------------------------- children
 
+    def _start_what_is_due(self) -> None:
+        if self._stop_by_s is not None:
+            return
+        if self._engine.is_due():
+            self._start_engine()
+        if self._front.is_due():
+            command = [sys.executable, "-m", FRONTS[self._settings.door], "--parent", str(os.getpid())]
+            if self._front.start(command):
+                _log.info("serving on http://%s:%d", self._settings.host, self._settings.port)
+
     def _start_engine(self) -> None:
         """Spawn an engine and tell it the registry."""
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            self._engine.failed(error)
+            return
         command = [sys.executable, "-m", "container.engine.main", "--control", str(theirs.fileno())]
-        self._engine_pid = self._spawn([*command, "--parent", str(os.getpid())], pass_fds=(theirs.fileno(),))
+        started = self._engine.start([*command, "--parent", str(os.getpid())], pass_fds=(theirs.fileno(),))
         theirs.close()
+        if not started:
+            ours.close()
+            if not self._engine.born_s and self._engine.failures >= TRIES:
+                self._give_up("the engine does not start")
+            return
         self._control, self._reader = ours, frames.FrameReader(frames.CONTROL)
         self._selector.register(ours, selectors.EVENT_READ, "control")
         try:
@@ -153,21 +176,6 @@ class Supervisor:
                 ours.sendall(frames.encode(each))
         except OSError as error:
             _log.error("the engine died before it took the registry over: %s", error)
-
-    def _start_front(self) -> None:
-        command = [sys.executable, "-m", FRONTS[self._settings.door], "--parent", str(os.getpid())]
-        self._front_pid = self._spawn(command)
-        self._front_born_s = time.monotonic()
-
-    @staticmethod
-    def _spawn(command: list[str], pass_fds: tuple[int, ...] = ()) -> int:
-        """Start a process in a session of its own, so that a terminal's Ctrl-C reaches only this one."""
-        environ = child_environment()
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, env=environ, pass_fds=pass_fds, start_new_session=True
-        )
-        process.returncode = 0  # reaped by our own waitid loop; Popen must not look for it
-        return process.pid
 
     # ------------------------------------------------------------------ events
 
@@ -198,9 +206,8 @@ class Supervisor:
 
     def _on_up(self, up: m.Up) -> None:
         _log.info("engine is ready on %s with %d models registered", up.device, len(self._registry))
-        if not self._front_pid and self._stop_by_s is None:
-            self._start_front()
-            _log.info("serving on http://%s:%d", self._settings.host, self._settings.port)
+        if not self._front.pid:
+            self._front.want()
 
     def _on_signals(self, numbers: bytes) -> None:
         if signal.SIGTERM in numbers or signal.SIGINT in numbers:
@@ -216,41 +223,46 @@ class Supervisor:
                 return
             if died is None:
                 return
-            if died.si_pid == self._engine_pid:
+            if died.si_pid == self._engine.pid:
                 self._engine_died(died)
-            elif died.si_pid == self._front_pid:
+            elif died.si_pid == self._front.pid:
                 self._front_died(died)
 
     def _engine_died(self, died: os.waitid_result) -> None:
-        self._engine_pid = 0
+        self._engine.ended()
         while self._control is not None:  # what it had told is still in the socket, and its end comes last
             self._on_control()
         if self._stop_by_s is not None:
             return
-        if _refused(died):
+        if kept.refused(died):
             self._give_up("the engine refuses its settings (above)", 2)
             return
         now = time.monotonic()
         inside = self._page.clear(died.si_pid)
-        self._judge(inside, _how(died))
+        self._page.clear_all()  # its children die with it, and are to blame for nothing
+        self._judge(inside, kept.how(died))
         if not inside:  # only deaths that no model is named for tell of the instance
             self._engine_deaths.append(now)
         named = [each.model for each in inside] or "no model"
         _log.error(
-            "the engine died (%s) inside %s; starting a new one with %d models", _how(died), named, len(self._registry)
+            "the engine died (%s) inside %s; starting a new one with %d models",
+            kept.how(died),
+            named,
+            len(self._registry),
         )
         if len(self._engine_deaths) > DEATHS and now - self._engine_deaths[0] < WINDOW_S:
             self._say_unhealthy(f"the engine died {len(self._engine_deaths)} times within {WINDOW_S:.0f} s")
             if self._settings.door == "mms":
                 self._give_up("Java's /ping cannot tell the platform that this instance is not worth keeping")
                 return
-        if len(self._engine_deaths) > 1 and now - self._engine_deaths[-2] < 1.0:
-            time.sleep(1.0)  # an engine that dies at once must not fill the log
-        if not self._front_pid and len(self._engine_deaths) > DEATHS:
-            killed = " (killed: has the container the memory for it? --memory 1g is enough)" if _killed(died) else ""
+        if not self._front.pid and len(self._engine_deaths) > DEATHS:
+            killed = (
+                " (killed: has the container the memory for it? --memory 1g is enough)" if kept.killed(died) else ""
+            )
             self._give_up(f"the engine does not start{killed}")
             return
-        self._start_engine()
+        again = len(self._engine_deaths) > 1 and now - self._engine_deaths[-2] < PAUSE_S
+        self._engine.want(PAUSE_S if again else 0.0)
 
     def _say_unhealthy(self, reason: str) -> None:
         """Let /ping answer 503 with ``reason``; on a full disk the empty file does."""
@@ -260,17 +272,17 @@ class Supervisor:
             _log.error("%s; the reason could not be written (%s)", reason, error.strerror)
 
     def _front_died(self, died: os.waitid_result) -> None:
-        self._signal(self._front_pid, signal.SIGKILL, group=True)  # what it may have left, Java's workers for one
-        self._front_pid = 0
+        self._front.signal(signal.SIGKILL, group=True)  # what it may have left, Java's workers for one
+        self._front.ended()
         if self._stop_by_s is not None:
             return
         failed = died.si_code == os.CLD_EXITED and died.si_status != 0  # not: killed, or Java died under the mms door
-        if failed and time.monotonic() - self._front_born_s < FRONT_LEAST_S:
-            why = "above" if _refused(died) else f"{_how(died)}; is port {self._settings.port} free?"
-            self._give_up(f"the HTTP server does not start ({why})", 2 if _refused(died) else 1)
+        if failed and time.monotonic() - self._front.born_s < FRONT_LEAST_S:
+            why = "above" if kept.refused(died) else f"{kept.how(died)}; is port {self._settings.port} free?"
+            self._give_up(f"the HTTP server does not start ({why})", 2 if kept.refused(died) else 1)
             return
-        _log.error("the HTTP server died (%s); starting a new one", _how(died))
-        self._start_front()
+        _log.error("the HTTP server died (%s); starting a new one", kept.how(died))
+        self._front.want()
 
     def _end_what_hangs(self) -> None:
         """Kill every process that is inside a model's code past its deadline; its parent judges the model."""
@@ -279,7 +291,7 @@ class Supervisor:
                 continue
             self._killed.append(inside.pid)
             _log.error("killing process %d: model %s did not come back from %s", inside.pid, inside.model, inside.phase)
-            self._signal(inside.pid, signal.SIGKILL)
+            kept.send(inside.pid, signal.SIGKILL)
 
     def _judge(self, inside: list[watch.Inside], how: str) -> None:
         """The engine died inside these models' code: a new engine gets the models, and the reason to keep one out."""
@@ -304,42 +316,17 @@ class Supervisor:
         if self._stop_by_s is None:
             _log.info("stopping")
             self._stop_by_s = time.monotonic() + STOP_S
-            self._signal(self._front_pid, signal.SIGTERM)
+            self._front.signal(signal.SIGTERM)
 
     def _enforce(self) -> None:
         """While stopping: the engine goes when the front has, and nobody outstays the limit."""
         if self._stop_by_s is None:
             return
         left_s = self._stop_by_s - time.monotonic()
-        if self._front_pid and left_s < STOP_S - FRONT_STOP_S:
-            self._signal(self._front_pid, signal.SIGKILL, group=True)
-        if not self._front_pid and self._engine_pid:
-            self._signal(self._engine_pid, signal.SIGTERM if left_s > 1.0 else signal.SIGKILL)
-
-    @staticmethod
-    def _signal(pid: int, number: int, *, group: bool = False) -> None:
-        if pid:
-            try:
-                (os.killpg if group else os.kill)(pid, number)
-            except ProcessLookupError:
-                pass  # it has just ended by itself
-
-
-def _how(died: os.waitid_result) -> str:
-    """Return how a process ended, in words."""
-    if died.si_code == os.CLD_EXITED:
-        return f"exit status {died.si_status}"
-    return f"killed by {signal.Signals(died.si_status).name}"
-
-
-def _refused(died: os.waitid_result) -> bool:
-    """Return whether a process ended because its settings cannot be met, which another try would not change."""
-    return died.si_code == os.CLD_EXITED and died.si_status == os.EX_CONFIG
-
-
-def _killed(died: os.waitid_result) -> bool:
-    """Return whether SIGKILL ended a process: the kernel's way when a container's memory is full."""
-    return died.si_code == os.CLD_KILLED and died.si_status == signal.SIGKILL
+        if self._front.pid and left_s < STOP_S - FRONT_STOP_S:
+            self._front.signal(signal.SIGKILL, group=True)
+        if not self._front.pid:
+            self._engine.signal(signal.SIGTERM if left_s > 1.0 else signal.SIGKILL)
 
 
 def serve(settings: Settings, first: list[m.Registered]) -> int:

@@ -82,6 +82,11 @@ class Page:
             _DEADLINE.pack_into(self._memory, inside.slot * _STRIDE, 0.0)
         return was
 
+    def clear_all(self) -> None:
+        """Empty every slot: everyone who wrote on the page is dead."""
+        for inside in self.inside():
+            _DEADLINE.pack_into(self._memory, inside.slot * _STRIDE, 0.0)
+
 
 class Slot:
     """One writer's place on the page."""
