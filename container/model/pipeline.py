@@ -73,45 +73,47 @@ def _run(
     run = _Run(handler, items, payloads)
     outputs = yield from run.outputs()
     if not isinstance(outputs, ServingError):
-        yield [_answered(handler, item, outputs[place], payloads) for place, item in run.rest.items()]
+        outputs = _ask(run.request_id, _checked, outputs, len(items))
     elif len(run.rest) > 1 and not isinstance(outputs, OutOfMemory):
         yield from run.apart(outputs)
-    else:
+        return
+    if isinstance(outputs, ServingError):
         failure = _failure(outputs, handler, "predict")
         yield [(index, failure) for index, _ in run.rest.values()]
+    else:
+        yield [_answered(handler, item, outputs[place], payloads) for place, item in run.rest.items()]
 
 
 class _Run:
     """A batch in predict: ``rest`` by place is who has no whole answer yet, ``begun`` the places that have pieces."""
 
-    __slots__ = ("_handler", "_payloads", "_request_id", "begun", "rest")
+    __slots__ = ("_handler", "_payloads", "begun", "request_id", "rest")
 
     def __init__(self, handler: Handler, items: list[tuple[int, Any]], payloads: list[Payload]) -> None:
         self._handler = handler
         self._payloads = payloads
-        self._request_id = payloads[items[0][0]].request_id if len(items) == 1 else ""
+        self.request_id = payloads[items[0][0]].request_id if len(items) == 1 else ""
         self.rest = dict(enumerate(items))
         self.begun: set[int] = set()
 
-    def outputs(self) -> Generator[Results | Parts | Claim | None, None, list[Any] | ServingError]:
-        """Yield what the steps say before their end; return an output for each place, or the error they ended in."""
-        count = len(self.rest)
-        steps = _ask(self._request_id, self._handler.steps, [value for _, value in self.rest.values()])
+    def outputs(self) -> Generator[Results | Parts | Claim | None, None, Any]:
+        """Yield what the steps say before their end; return the outputs as predict gave them, or its error."""
+        steps = _ask(self.request_id, self._handler.steps, [value for _, value in self.rest.values()])
         if isinstance(steps, ServingError):
             return steps
         while True:
-            said = _ask(self._request_id, next, steps, _END)
+            said = _ask(self.request_id, next, steps, _END)
             if isinstance(said, ServingError):
                 return said
             if said is None or isinstance(said, Claim):
                 yield said
             elif isinstance(said, (Parts, Ready)):
-                wrong = _ask(self._request_id, _check_early, said, self.rest)
+                wrong = _ask(self.request_id, _check_early, said, self.rest)
                 if isinstance(wrong, ServingError):
                     return wrong
                 yield self._early(said)
             else:
-                return _ask(self._request_id, _checked, said, count)  # type: ignore[no-any-return]
+                return said
 
     def apart(self, error: ServingError) -> Iterator[Results | Parts | Claim | None]:
         """Run each item alone, as ``error`` may be one item's; who has pieces already is told, not run again."""
