@@ -47,6 +47,8 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 #: A body of POST /models holds two short strings.
 _CONTROL_BODY_BYTES = 1 << 20
 _REPORT_S = 1.0
+#: A worker takes connections at the latest after this long twice, engine or none: /ping must be answered within 2 s.
+ARRIVE_S = 0.5
 #: What the platform waits for the end of a streamed answer (contract.md section 1.2).
 STREAM_S = 480.0
 
@@ -243,6 +245,7 @@ class App:
             return
         await receive()
         self.start()
+        await self._arrive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.stop()
@@ -257,6 +260,15 @@ class App:
             self._report(),
         )
         self._background = [_task(each) for each in work]
+
+    async def _arrive(self) -> None:
+        """Wait a moment for the engine: a worker in another's place answers its first request as that one did."""
+        await asyncio.wait(self._background[:1], timeout=ARRIVE_S)
+        try:
+            async with asyncio.timeout(ARRIVE_S):
+                await self.health.look()
+        except (TimeoutError, ServingError):
+            pass  # the engine has just died, or is very busy: /ping allows for that
 
     async def stop(self) -> None:
         """Send the last counts and end what ``start`` started."""

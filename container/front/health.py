@@ -1,8 +1,10 @@
 """What /ping answers, decided from what this process knows already: it never waits for the engine.
 
-Healthy while the engine is connected or was lost less than GRACE_S ago; not before the models that the server was
-started with are loaded or refused; not when the supervisor has written why into ``<run_dir>/unhealthy``. A broken model
-of many does not count: the platform replaces the whole instance when /ping fails.
+Healthy while the engine is connected or was lost less than GRACE_S ago (a front starts after the engine: a worker that
+has not met it yet took the place of another while the engine is replaced, and counts from its own start); not before
+the models that the server was started with are loaded or refused; not when the supervisor has written why into
+``<run_dir>/unhealthy``. A broken model of many does not count: the platform replaces the whole instance when /ping
+fails.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Health:
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
+        self._born_s = time.monotonic()
         self._unhealthy = settings.run_dir / "unhealthy"
         single = not settings.multi_model and _has_files(settings.base_dir / "model")
         self.started = not single and settings.models_dir is None
@@ -55,9 +58,7 @@ class Health:
         except OSError:
             pass  # the usual case: there is no such file
         if not self._engine.connected:
-            lost_at = self._engine.lost_at
-            if lost_at is None:
-                return "the engine is starting"
+            lost_at = self._born_s if self._engine.lost_at is None else self._engine.lost_at
             if now - lost_at >= GRACE_S:
                 return f"the engine has been gone for {now - lost_at:.0f} s"
         if loading_counts and not self.started:
@@ -72,12 +73,17 @@ class Health:
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         return Answer(503 if reason else 200, headers, body)
 
+    async def look(self) -> None:
+        """Ask the engine once whether it has been through the models it was started with. Raises ServingError."""
+        if not self.started:
+            reply = await self._engine.call(m.Ready(0))
+            self.started = isinstance(reply, m.Status) and reply.state != m.LOADING
+
     async def wait_for_first_models(self) -> None:
         """Ask the engine until it has been through the models it was started with; from then on that is remembered."""
         while not self.started:
             try:
-                reply = await self._engine.call(m.Ready(0))
-                self.started = isinstance(reply, m.Status) and reply.state != m.LOADING
+                await self.look()
             except ServingError:
                 pass  # the engine died; the next one begins anew with them
             if not self.started:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 from container.errors import Restarting
@@ -32,10 +33,13 @@ def test_an_engine_may_be_gone_for_half_a_minute(tmp_path: Path) -> None:
     assert checked.reason(now=1032) == ""
 
 
-def test_an_engine_that_was_never_there_is_starting(tmp_path: Path) -> None:
+def test_a_worker_that_has_not_met_the_engine_yet_gives_it_half_a_minute_from_its_own_start(tmp_path: Path) -> None:
     stub = Stub()
     stub.connected = False
-    assert health_of(stub, tmp_path).reason(now=1000) == "the engine is starting"
+    before = time.monotonic()
+    checked = health_of(stub, tmp_path)
+    assert checked.reason(now=before + 29.9) == ""
+    assert checked.reason(now=time.monotonic() + 31) == "the engine has been gone for 31 s"
 
 
 def test_the_supervisor_s_note_wins_and_an_empty_one_counts(tmp_path: Path) -> None:
