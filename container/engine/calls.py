@@ -104,6 +104,7 @@ class Calls:
         def settle(result: Payload | Failure) -> None:
             """Answer the caller, after all bookkeeping: whoever is answered may call again at once."""
             self._tickets.pop(key, None)
+            ticket.part_ways()
             self._queued_bytes -= size
             code = result.code if isinstance(result, Failure) else "ok"
             named = self._named(model.name)
@@ -320,6 +321,7 @@ class Calls:
         self._queued_bytes -= len(ticket.payload.body)
         if not ticket.dropped:
             ticket.drop()
+            ticket.part_ways()
             if ticket in model.waiting:
                 model.waiting.remove(ticket)
             else:

@@ -204,7 +204,7 @@ class Dispatcher:
             """Note that one caller less waits for the job."""
             job.unwanted += 1
 
-        def on_claim(claim: Claim) -> None:
+        def on_claim(job: Job, claim: Claim) -> None:
             """See to the memory that the job stands still for."""
             task = asyncio.get_running_loop().create_task(self._grant(station, tickets, job, loans, claim))
             self._lending.add(task)
@@ -217,6 +217,7 @@ class Dispatcher:
             station.running -= 1
             station.learn(busy_s / len(tickets))
             station.quick_runs = station.quick_runs + 1 if busy_s < QUICK_S else 0
+            tickets.clear()  # each knows the job by its on_drop: a circle, which would keep their payloads for long
             self._settle_idle(station)
 
         loans = [ticket.loan for ticket in tickets if ticket.loan is not None]

@@ -50,7 +50,7 @@ class Job:
     on_done: Callable[[float], None]
     allowed_s: float = 60.0
     on_parts: Callable[[Parts], None] = lambda parts: None
-    on_claim: Callable[[Claim], None] | None = None
+    on_claim: Callable[[Job, Claim], None] | None = None
     #: Seconds that it will probably take.
     expected_s: float = float("inf")
     busy_s: float = 0.0
@@ -145,6 +145,7 @@ class Lanes:
                 self._loop.call_soon_threadsafe(self._back, job, *came_to)
             except RuntimeError:  # the loop has closed: the process is going down
                 return
+            del job, came_to  # a lane that waits for work keeps neither a model nor an answer
 
     def _advance(self, job: Job, slot: watch.Slot) -> tuple[Results, bool | Claim, float]:
         """Return the results not reported yet, whether the job only made way or for what, and the seconds this took."""
@@ -186,7 +187,7 @@ class Lanes:
         job.busy_s += busy_s
         if isinstance(paused, Claim):
             assert job.on_claim is not None
-            job.on_claim(paused)
+            job.on_claim(job, paused)
         elif paused:
             self._paused.append(job)
         else:

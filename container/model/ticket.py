@@ -84,8 +84,16 @@ class Ticket:
         if self.on_drop is not None:
             self.on_drop()
 
+    def part_ways(self) -> None:
+        """Forget who waited, for good: their functions know the ticket, and a circle keeps its payload for long."""
+        self.settle, self.on_drop, self.part, self.give_back = _nobody, None, None, None
+
     def repay(self) -> None:
         """Give back what was lent to it, if it has not begun."""
         if self.loan is not None:
             self.loan.end()
             self.loan = None
+
+
+def _nobody(result: Payload | Failure) -> None:
+    """Take a result that nobody waits for."""
