@@ -62,6 +62,8 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
     #: The request that is under way on the short way, and what came after it.
     _ride: Ride | None = None
     _early = b""
+    #: Ends the connection if its client does not; goes with it.
+    _aborting: asyncio.TimerHandle | None = None
     #: When the short way was last used; it sets no timers.
     _rode_at_s = float("-inf")
 
@@ -87,7 +89,19 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
         if self._made_way:
             self._made_way = False
             self.worker.leaving -= 1
+        if self._aborting is not None:
+            self._aborting.cancel()
+            self._aborting = None
         super().connection_lost(exc)
+        if self._task is None or self._task.done():
+            self._let_go()
+        else:
+            self._task.add_done_callback(self._let_go)
+
+    def _let_go(self, task: asyncio.Task[None] | None = None) -> None:
+        """Part with what refers back to this: a circle, and a body of megabytes in it, would stay for long."""
+        self._callback_parser: Any = None
+        self._body_receiver: Any = None
 
     def data_received(self, data: bytes) -> None:
         """Take what came in; after a refusal it is thrown away."""
@@ -211,7 +225,7 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
             self._linger()
             return
         super()._close_transport()
-        self.worker.loop.call_later(FLUSH_S, self.transport.abort)
+        self._abort_in(FLUSH_S)
 
     def _linger(self) -> None:
         """End our side, then throw away what still comes until the client ends its side or LINGER_S is over."""
@@ -221,7 +235,12 @@ class Protocol(ASGIProtocol):  # type: ignore[misc]
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._resume_reading()
-        self.worker.loop.call_later(LINGER_S, self.transport.abort)
+        self._abort_in(LINGER_S)
+
+    def _abort_in(self, seconds: float) -> None:
+        if self._aborting is not None:
+            self._aborting.cancel()
+        self._aborting = self.worker.loop.call_later(seconds, self.transport.abort)
 
     def _send_error_response(self, status: int, message: str, extra_headers: Any = ()) -> None:
         """Answer what the HTTP parser refused, in the shape of every other error."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -194,5 +195,39 @@ def test_a_client_that_does_not_read_its_last_answer_is_let_go(monkeypatch: pyte
                 while serving.worker.connections:
                     assert time.monotonic() < deadline
                     await asyncio.sleep(0.01)
+
+    uvloop.run(scenario())
+
+
+def test_a_connection_that_was_closed_is_gone_without_waiting_for_the_garbage_collector() -> None:
+    """Whoever ends it, and however far its request had come: nothing of it stays, neither in a circle nor a timer."""
+
+    async def scenario() -> None:
+        async with Serving() as serving:
+            gc.collect()
+            gc.disable()
+            try:
+                for ending in ("", "Connection: close\r\n"):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+                    writer.write(f"GET /5 HTTP/1.1\r\nHost: a\r\n{ending}\r\n".encode())
+                    await reader.readuntil(b"\r\n\r\nxxxxx")
+                    writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+                writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf")
+                await reader.readuntil(b"\r\n\r\nxx")
+                writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+                writer.write(b"GET / HTTP")
+                await asyncio.sleep(0.01)
+                writer.close()
+                await gone(serving)
+                assert [each for each in gc.get_objects() if isinstance(each, Protocol)] == []
+            finally:
+                gc.enable()
+
+    async def gone(serving: Serving) -> None:
+        while serving.worker.nr_conns:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)  # their tasks come to their end
 
     uvloop.run(scenario())
