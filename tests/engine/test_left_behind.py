@@ -21,7 +21,7 @@ from container.wire import messages as m
 from container.wire.server import make_run_folder
 from tests.makers import tiny_bert
 
-#: Objects that live as long as a process, and of which there is always one more or less.
+#: Modules whose objects are counted.
 _OURS = ("container.", "handlers.")
 
 
@@ -61,7 +61,7 @@ def ours() -> Counter[str]:
 
 
 def _is_ours(each: Any) -> bool:
-    return type(each).__module__.startswith(_OURS)
+    return str(type(each).__module__).startswith(_OURS)
 
 
 def test_a_model_that_came_answered_and_went_leaves_no_circle_behind(tmp_path: Path) -> None:
