@@ -61,6 +61,8 @@ class Block:
     #: Sources whose tensors were compared with these, byte for byte.
     verified: set[tuple[object, ...]] = field(default_factory=set)
     moving: threading.Lock = field(default_factory=threading.Lock)
+    #: Held by who fills it in RAM: those who want it there too wait, and compare.
+    reading: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(slots=True, eq=False)

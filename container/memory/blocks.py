@@ -5,8 +5,9 @@
 
 A model is a list of views on one or more blocks. A block is written once, from its files, in the serving dtype; the
 copy in RAM is the one that counts, so sinking is forgetting where the other one was. Models whose tensors are equal to
-those of a block that lies in RAM refer to it instead of having their own: two hundred copies are one block, fine-tunes
-are the first one's block and a head each. Handlers look tensors up in ``Views`` and never notice what moves.
+those of a block that lies in RAM, or soon will, refer to it instead of having their own: two hundred copies are one
+block, fine-tunes are the first one's block and a head each; of those that load at once, whoever is first reads it.
+Handlers look tensors up in ``Views`` and never notice what moves.
 
 ``segments`` and the verbs mirror ``memory/known``, which does this where there is no second tier. Verbs of one name
 come from one caller at a time, those of different names from any thread, all but ``segments`` off the event loop.
@@ -16,7 +17,6 @@ Does not cover: the ledger, and who moves when (``engine/tiered``).
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
@@ -29,14 +29,12 @@ from container.memory.arena import Event, NoRun, Slot
 from container.memory.block import Block, Model, Views
 from container.memory.device import Device
 from container.memory.ledger import Segment, Tier
+from container.memory.prints import Prints
 from container.memory.reading import Source
 from container.memory.regions import DeviceRegion, HostRegion, Place
-from container.memory.sharing import LEAST_BYTES, same_bytes
+from container.memory.sharing import same_bytes
 from container.memory.tiers import lay_out, views
 from container.memory.weights import CHANGED_QUIET_S, QUIET_S, WeightsChanged
-
-#: A block is shared only by models that have this part of it, or more: who uses it moves all of it.
-_SHARED_PART = 7 / 8
 
 
 class Blocks:
@@ -55,7 +53,7 @@ class Blocks:
         self._lock = threading.Lock()
         self._models: dict[str, Model] = {}
         self._blocks: dict[str, Block] = {}
-        self._by_print: dict[bytes, Block] = {}
+        self._prints = Prints()
         self._made = 0
         self._changed: set[str] = set()
 
@@ -64,7 +62,7 @@ class Blocks:
     def prepare(self, name: str, manifest: Manifest) -> list[Segment]:
         """Return the segments that ``name`` will consist of, from its files; nothing is read but samples.
 
-        Blocks in RAM that have equal samples are claimed, so that they stay. Raises BadArchive.
+        Blocks with equal samples that lie in RAM, or will, are claimed, so that they stay. Raises BadArchive.
         """
         self._prepare(name, manifest, Path(manifest.model_dir))
         return self.segments(name)
@@ -127,7 +125,9 @@ class Blocks:
         self._changed.discard(name)
         prints = source.fingerprints(salt) if self._share else {}
         with self._lock:
-            parts = self._claim(name, prints)
+            parts = self._prints.claim(prints)
+            for block, _ in parts:
+                block.host_users.add(name)
             taken = {tensor for _, names in parts for tensor in names}
             model = Model(source, folder, parts)
             self._own(
@@ -135,29 +135,6 @@ class Blocks:
             )
             self._models[name] = model
         return model
-
-    def _claim(self, name: str, prints: Mapping[str, bytes]) -> list[tuple[Block, dict[str, str]]]:
-        """Take part in the blocks that these tensors make up, the largest part first."""
-        parts: list[tuple[Block, dict[str, str]]] = []
-        left = dict(prints)
-        sizes: Counter[Block] = Counter()
-        for print_ in left.values():
-            if (block := self._by_print.get(print_)) is not None:
-                sizes[block] += 1
-        for block, _ in sizes.most_common():
-            there = {print_: tensor for tensor, print_ in block.prints.items()}
-            names = {
-                tensor: tensor if block.prints.get(tensor) == print_ else there[print_]
-                for tensor, print_ in left.items()
-                if print_ in there
-            }
-            nbytes = sum(block.layout.shapes[each].bytes for each in set(names.values()))
-            whole = sum(shape.bytes for shape in block.layout.shapes.values())
-            if nbytes >= max(LEAST_BYTES, whole * _SHARED_PART):
-                block.host_users.add(name)
-                parts.append((block, names))
-                left = {tensor: print_ for tensor, print_ in left.items() if tensor not in names}
-        return parts
 
     def _own(self, name: str, model: Model, prints: Mapping[str, bytes]) -> None:
         """Give ``model`` a block of its own for the tensors ``prints``; called under the lock."""
@@ -167,18 +144,36 @@ class Blocks:
         layout = lay_out({tensor: model.source.layout.shapes[tensor] for tensor in prints})
         block = Block(f"block:{self._made}", layout, {t: p for t, p in prints.items() if p}, host_users={name})
         self._blocks[block.id] = block
+        self._prints.add(block)
         model.parts.append((block, {tensor: tensor for tensor in prints}))
 
     def _read(self, name: str, model: Model, keep: bool) -> None:
         """Compare what is to be shared, read the rest; then every block of ``model`` is in RAM."""
-        for block, names in [part for part in model.parts if part[0].host is not None]:
-            if not self._equal(model.source, block, names):
-                self._part(name, model, block, names)
+        for block, names in model.parts.copy():
+            with block.reading:
+                if block.host is None and self._may_fill(name, model.source, block, names, keep):
+                    self._fill(block, model.source, keep)
+                if block.host is not None and self._equal(model.source, block, names):
+                    continue
+            self._part(name, model, block, names)
         for block, _ in model.parts:
-            if block.host is None:
+            if block.host is None:  # what it parted from has been made its own
                 self._fill(block, model.source, keep)
         model.source.forget()
         model.is_read = True
+
+    def _may_fill(self, name: str, source: Source, block: Block, names: Mapping[str, str], keep: bool) -> bool:
+        """Whether ``source`` has all of ``block``, which is not read yet; one that does not stay is its own only."""
+        if any(block.layout.shapes.get(tensor) != source.layout.shapes[tensor] for tensor in names):
+            return False
+        if any(tensor != other for tensor, other in names.items()) or len(names) < len(block.layout.shapes):
+            return False
+        if keep:
+            return True
+        with self._lock:
+            if block.host_users == {name}:
+                self._prints.discard(block)
+            return block.host_users == {name}
 
     def _equal(self, source: Source, block: Block, names: Mapping[str, str]) -> bool:
         if source.identity in block.verified:
@@ -194,12 +189,7 @@ class Blocks:
         """Samples were equal and the tensors are not: ``model`` has its own after all."""
         with self._lock:
             model.parts.remove((block, dict(names)))
-            mine = [part for part in model.parts if part[0].host is None]
-            again = {tensor: b"" for _, own in mine for tensor in own} | dict.fromkeys(names, b"")
-            for own, _ in mine:
-                model.parts.remove((own, {tensor: tensor for tensor in own.layout.shapes}))
-                del self._blocks[own.id]
-            self._own(name, model, again)
+            self._own(name, model, dict.fromkeys(names, b""))
         self._leave_host(name, [block])
 
     def _fill(self, block: Block, source: Source, keep: bool) -> None:
@@ -216,9 +206,6 @@ class Blocks:
         with self._lock:
             block.host, block.place = memory, place
             block.verified.add(source.identity)
-            if place is not None:
-                for print_ in block.prints.values():
-                    self._by_print.setdefault(print_, block)
 
     # ---------------------------------------------------------- host to device
 
@@ -292,21 +279,18 @@ class Blocks:
             return
         self.lower(name)
         self.drop_host(name)
-        with self._lock:
-            for block, _ in self._models.pop(name).parts:
-                if not block.host_users and not block.device_users:
-                    self._blocks.pop(block.id, None)
+        del self._models[name]
 
     def _leave_host(self, name: str, blocks: list[Block]) -> None:
         for block in blocks:
             with self._lock:
                 block.host_users.discard(name)
-                if block.host_users or block.host is None:
+                if block.host_users:
                     continue
                 place, block.host, block.place = block.place, None, None
-                for print_ in block.prints.values():
-                    if self._by_print.get(print_) is block:
-                        del self._by_print[print_]
+                self._prints.discard(block)
+                if not block.device_users:
+                    self._blocks.pop(block.id, None)
             if place is not None:
                 self.host.give(place, [block.arrived] if block.arrived is not None else [])
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -232,4 +234,99 @@ def test_many_threads_rising_and_sinking_sharers_leave_nothing_wrong(tmp_path: P
     assert blocks.on_device.used_bytes == 0
     for name in expected:
         blocks.close(name)
-    assert (blocks.host.used_bytes, blocks._by_print, blocks._blocks) == (0, {}, {})
+    assert (blocks.host.used_bytes, blocks._prints.blocks, blocks._blocks) == (0, {}, {})
+
+
+def test_copies_that_load_at_the_same_moment_are_one_block_whoever_reads_first(tmp_path: Path) -> None:
+    blocks = made()
+    manifests = {name: write(tmp_path / name, tensors(3)) for name in "abc"}
+    for order in itertools.permutations("abc"):
+        for name in "abc":
+            blocks.prepare(name, manifests[name])
+        assert len({tuple(blocks.segments(name)) for name in "abc"}) == 1, "no place is wanted twice"
+        for name in order:
+            blocks.read(name, manifests[name])
+        for name in "abc":
+            assert same(dict(blocks.open(name, manifests[name], tmp_path / name)), tensors(3))
+            blocks.lift(name)
+        whole = blocks.segments("a")[0].bytes
+        assert (blocks.host.used_bytes, blocks.on_device.used_bytes) == (whole, whole)
+        for name in order:
+            blocks.close(name)
+        assert (blocks.host.used_bytes, blocks._prints.blocks, blocks._blocks) == (0, {}, {})
+
+
+def test_copies_that_are_read_on_several_threads_at_once_are_one_block(tmp_path: Path) -> None:
+    blocks = made()
+    names = [f"m{number}" for number in range(8)]
+    for name in names:
+        write(tmp_path / name, tensors(3))
+    together = Barrier(len(names))
+
+    def rise(name: str) -> dict[str, torch.Tensor]:
+        together.wait()
+        return up(blocks, name, Manifest("folder", str(tmp_path / name)))
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert all(same(got, tensors(3)) for got in pool.map(rise, names))
+    assert len({tuple(blocks.segments(name)) for name in names}) == 1
+    assert blocks.host.used_bytes == blocks.on_device.used_bytes == blocks.segments("m0")[0].bytes
+    for name in names:
+        blocks.close(name)
+    assert (blocks.host.used_bytes, blocks._prints.blocks, blocks._blocks) == (0, {}, {})
+
+
+def test_a_copy_comes_up_alone_when_the_one_that_it_met_gives_up(tmp_path: Path) -> None:
+    blocks = made()
+    for name in "ab":
+        blocks.prepare(name, write(tmp_path / name, tensors(3)))
+    blocks.close("a")
+    got = dict(blocks.open("b", Manifest("folder", str(tmp_path / "b")), tmp_path / "b"))
+    assert same(got, tensors(3))
+    assert same(up(blocks, "a", Manifest("folder", str(tmp_path / "a"))), tensors(3))
+    assert blocks.segments("a") == blocks.segments("b"), "and is met again"
+
+
+def test_one_that_only_passes_through_ram_leaves_the_place_there_to_the_copy_that_stays(tmp_path: Path) -> None:
+    blocks = made()
+    manifests = {name: write(tmp_path / name, tensors(3)) for name in "ab"}
+    for name in "ab":
+        blocks.prepare(name, manifests[name])
+    blocks.read("a", manifests["a"], keep=False)
+    blocks.read("b", manifests["b"])
+    assert (blocks.is_in_ram("a"), blocks.is_in_ram("b")) == (False, True)
+    for name in "ab":
+        views = blocks.open(name, manifests[name], tmp_path / name)
+        blocks.lift(name)
+        assert same(dict(views), tensors(3))
+    blocks.close("a"), blocks.close("b")
+    assert (blocks.host.used_bytes, blocks.on_device.used_bytes, blocks._blocks) == (0, 0, {})
+
+
+@pytest.mark.parametrize("first", "ab")
+def test_models_that_only_look_alike_part_whichever_is_read_first(first: str, tmp_path: Path) -> None:
+    blocks = made()
+    weights = {"a": tensors(5), "b": {name: tensor.clone() for name, tensor in tensors(5).items()}}
+    weights["b"]["words"][100] += 1
+    manifests = {name: write(tmp_path / name, weights[name]) for name in "ab"}
+    for name in "ab":
+        blocks.prepare(name, manifests[name])
+    for name in (first, *({"a", "b"} - {first})):
+        blocks.read(name, manifests[name])
+    for name in "ab":
+        assert same(dict(blocks.open(name, manifests[name], tmp_path / name)), weights[name])
+    assert not set(blocks.segments("a")) & set(blocks.segments("b"))
+    blocks.close("a"), blocks.close("b")
+    assert (blocks.host.used_bytes, blocks._prints.blocks, blocks._blocks) == (0, {}, {})
+
+
+def test_a_fine_tune_that_is_read_before_the_one_it_met_has_its_own(tmp_path: Path) -> None:
+    blocks = made()
+    weights = {"a": tensors(3), "tuned": {**tensors(3), "head": torch.ones(2, 64)}}
+    manifests = {name: write(tmp_path / name, weights[name]) for name in weights}
+    for name in weights:
+        blocks.prepare(name, manifests[name])
+    for name in ("tuned", "a"):
+        blocks.read(name, manifests[name])
+    for name in weights:
+        assert same(dict(blocks.open(name, manifests[name], tmp_path / name)), weights[name])

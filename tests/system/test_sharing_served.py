@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,27 @@ def test_copies_that_sank_are_one_again_when_they_rise(tmp_path: Path) -> None:
             assert server.invoke(name, TEXT).json() == right
         assert {server.describe(name)["tier"] for name in "abc"} == {"device"}
         assert metric(server, "berth_saved_bytes", tier="device") > 1.9 * one
+
+
+@pytest.mark.parametrize("device", ["cpu", "sim:1GiB@1GB/s"])
+def test_copies_that_are_loaded_at_the_same_moment_are_one(tmp_path: Path, device: str) -> None:
+    original = tiny_bert(tmp_path / "original", 5, **SIZE)
+    one = checkpoint_bytes(original)
+    names = [f"c{number}" for number in range(6)]
+    room = {"BERTH_MEMORY_LIMIT": str(5 * one // 4), "BERTH_DEVICE": device}
+    if device != "cpu":
+        room["BERTH_HOST_MEMORY_LIMIT"] = room["BERTH_MEMORY_LIMIT"]
+    with running(tmp_path, **room) as server:
+        for name in names:
+            shutil.copytree(original, server.folder(name))
+        with ThreadPoolExecutor(len(names)) as callers:
+            loaded = list(callers.map(server.load, names))
+        assert {answer.status_code for answer in loaded} == {200}, [answer.text for answer in loaded]
+        described = [server.describe(name) for name in names]
+        assert {each["tier"] for each in described} == {"device"}
+        assert all(each["sharedBytes"] == each["bytes"] >= 0.98 * one for each in described)
+        assert metric(server, "berth_memory_bytes", tier="device", kind="used") < 1.1 * one
+        assert len({server.invoke(name, TEXT).raise_for_status().text for name in names}) == 1
 
 
 @pytest.fixture(scope="module")
