@@ -64,9 +64,7 @@ class Known:
         self._changed.discard(name)
         held = self._held[name] = _Held(weights, folder, salt)
         if self._sharing is not None:
-            held.expected_bytes = self._sharing.meet(weights, salt)
-            if held.expected_bytes == weights.own_bytes and not self._sharing.is_joining:
-                self.join(name)  # nothing to compare: from now on others can meet it
+            held.expected_bytes = self._sharing.meet(name, weights, salt)
         return held
 
     def is_whole(self, name: str) -> bool:

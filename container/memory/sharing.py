@@ -107,29 +107,41 @@ class Sharing:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._books = threading.Lock()  # for moments only: who has what, _members and _owners
         self._members: dict[str, _Member] = {}
         self._owners: dict[bytes, str] = {}  # fingerprint -> a model that has such a tensor for itself
         self._blocks: dict[bytes, weakref.ref[Block]] = {}  # fingerprint -> the block that has it
         self._made = 0
 
-    def meet(self, weights: WeightMap, salt: str = "") -> int:
-        """``recall``, then ``expect``: the bytes to reserve for ``weights``, beside the blocks that it refers to now.
+    def meet(self, name: str, weights: WeightMap, salt: str = "") -> int | None:
+        """``recall``, then return the bytes to reserve for ``weights`` beside the blocks that it refers to now.
 
-        Takes a fingerprint of each tensor (a millisecond for a BERT), compares no byte, waits for no ``join``.
+        None = all that is left: nobody has anything of it, there is nothing to ``join``, and others can meet it from
+        here on, also one that does so at this very moment. Takes a fingerprint of each tensor (a millisecond for a
+        BERT), compares no byte, waits for no ``join``.
         """
         self.recall(weights, salt)
-        return self.expect(weights, salt)
+        joining = _Joining(weights, salt)
+        with self._books:
+            expected = self._expected(joining)
+            if expected < weights.own_bytes:
+                return expected
+            self._enlist(name, weights, joining.prints)
+        weights.fingerprints.clear()
+        return None
 
     def expect(self, weights: WeightMap, salt: str = "") -> int:
         """Return the bytes that ``weights`` will have for itself once joined, as far as samples tell."""
-        joining = _Joining(weights, salt)
+        return self._expected(_Joining(weights, salt))
+
+    def _expected(self, joining: _Joining) -> int:
         found: Counter[object] = Counter()
         for tensor, print_ in joining.prints.items():
             reference = self._blocks.get(print_)
             there = reference is not None and reference() is not None
             found[reference if there else self._open_owner(print_)] += joining.tensors[tensor].nbytes
         found.pop(None, None)
-        return weights.own_bytes - sum(nbytes for nbytes in found.values() if nbytes >= LEAST_BYTES)
+        return joining.weights.own_bytes - sum(nbytes for nbytes in found.values() if nbytes >= LEAST_BYTES)
 
     def _open_owner(self, print_: bytes) -> str | None:
         """The model that has such a tensor for itself, if it is still open: one that was closed shares nothing."""
@@ -149,11 +161,6 @@ class Sharing:
                 joining.bind(block, found)
         return joining.finish()
 
-    @property
-    def is_joining(self) -> bool:
-        """Does a ``join`` run right now?"""
-        return self._lock.locked()
-
     def join(self, name: str, weights: WeightMap, salt: str = "") -> dict[str, list[Segment]]:
         """``name`` is up with ``weights``: share what it has in common with the others that are up.
 
@@ -161,7 +168,8 @@ class Sharing:
         different ``salt`` never share. Takes as long as reading what is shared, and copying it the first time.
         """
         with self._lock:
-            self._forget_closed()
+            with self._books:
+                self._forget_closed()
             joining = _Joining(weights, salt)
             changed = []
             for block in self._known(joining.prints.values()):
@@ -172,12 +180,20 @@ class Sharing:
                     changed.append(partner)
             if joining.finish():
                 changed.append(name)
-            self._members[name] = _Member(weights, joining.prints)
+            with self._books:
+                self._enlist(name, weights, joining.prints)
             weights.fingerprints.clear()
-            for print_ in joining.prints.values():
-                self._owners.setdefault(print_, name)
             ups = ((one, self._members[one].weights()) for one in changed)
             return {one: segments(one, up) for one, up in ups if up is not None and up.is_open}
+
+    def _enlist(self, name: str, weights: WeightMap, prints: dict[str, bytes]) -> None:
+        """Let others find ``name`` by what it has for itself."""
+        if name in self._members:
+            self._owners = {print_: owner for print_, owner in self._owners.items() if owner != name}
+        self._members[name] = _Member(weights, prints)
+        for print_ in prints.values():
+            if self._open_owner(print_) is None:
+                self._owners[print_] = name
 
     def _known(self, prints: Iterable[bytes]) -> list[Block]:
         """Return the blocks with tensors of these fingerprints, those with the most bytes of them first."""
@@ -224,10 +240,11 @@ class Sharing:
 
     def _introduce(self, block: Block, owner: str) -> None:
         reference = weakref.ref(block)
-        for print_ in block.tensors:
-            self._blocks[print_] = reference
-            if self._owners.get(print_) == owner:
-                del self._owners[print_]
+        with self._books:
+            for print_ in block.tensors:
+                self._blocks[print_] = reference
+                if self._owners.get(print_) == owner:
+                    del self._owners[print_]
         weakref.finalize(block, _forget, self._blocks, reference, tuple(block.tensors)).atexit = False
 
     def _forget_closed(self) -> None:

@@ -1,7 +1,9 @@
 import gc
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from safetensors.torch import save_file
 
+from container.archive.manifest import Manifest
+from container.memory.known import Known
 from container.memory.ledger import Ledger, Segment, Tier
 from container.memory.sharing import LEAST_BYTES, Sharing, fingerprint, same_bytes, segments
 from container.memory.weights import WeightMap, open_weights
@@ -213,6 +217,42 @@ def test_what_will_be_shared_is_expected_before_it_is_reserved(folders):
     assert sharing.expect(c) == 400, "the head, beside a block"
 
 
+def test_what_opens_while_others_are_compared_is_met_by_those_after_it(folders, tmp_path):
+    known = Known("cpu", allow_pickle=False, share=True)
+    for name in "ab":
+        folders(name, checkpoint())
+    with known._sharing._lock:  # a long comparing of others
+        booked = [known.prepare(name, Manifest("folder", str(tmp_path / name))) for name in "ab"]
+    assert booked[0][0].bytes > TRUNK_BYTES
+    assert booked[1] == [Segment("b", 0)]
+
+
+def test_copies_that_open_at_the_same_moment_are_expected_once_and_become_one(tmp_path):
+    """Whoever opens first has it all; the others meet it before it has joined, and no join is left out of the books."""
+    names = [f"m{number}" for number in range(8)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        save_file(checkpoint(), tmp_path / name / "model.safetensors")
+    for _ in range(5):
+        known = Known("cpu", allow_pickle=False, share=True)
+        together = Barrier(len(names))
+
+        def prepare(name: str, known: Known = known, together: Barrier = together) -> int:
+            together.wait()
+            return sum(segment.bytes for segment in known.prepare(name, Manifest("folder", str(tmp_path / name))))
+
+        with ThreadPoolExecutor(len(names)) as loaders:
+            booked = sorted(loaders.map(prepare, names))
+        assert (sum(booked[:-1]), booked[-1] > TRUNK_BYTES) == (0, True), booked
+        assert sum(known.is_whole(name) for name in names) == 1
+        told = set().union(*(known.join(name) for name in names))
+        assert told == set(names), "the first one's segments are others now, too"
+        assert len({known.segments(name)[0] for name in names}) == 1
+        assert all(known.segments(name)[1].bytes == 0 for name in names)
+        for name in names:
+            known.close(name)
+
+
 def test_the_block_goes_with_its_last_user(folders):
     sharing = Sharing()
     a, b = open_weights(folders("a", checkpoint())), open_weights(folders("b", checkpoint()))
@@ -338,13 +378,15 @@ class SharingMachine(RuleBasedStateMachine):
         self.ledger.add(name, [Segment(name, sum(t.nbytes for t in tensors.values()))])
 
     @precondition(lambda self: len(self.maps) < len(self.expected))
-    @rule(data=st.data(), recall=st.booleans())
-    def rise(self, data, recall):
+    @rule(data=st.data(), how=st.sampled_from(["alone", "recall", "meet"]))
+    def rise(self, data, how):
         name = data.draw(st.sampled_from(sorted(self.expected.keys() - self.maps.keys())))
         self.ledger.reserve(name, Tier.DEVICE)
         weights = self.maps[name] = open_weights(self.root / name, quiet_s=0)
-        if recall:
+        if how == "recall":
             self.sharing.recall(weights)
+        elif how == "meet":
+            self.sharing.meet(name, weights)
         self.ledger.recut(name, segments(name, weights))
         self.ledger.commit(name, Tier.DEVICE)
 
