@@ -123,6 +123,7 @@ class Sharing:
         self.recall(weights, salt)
         joining = _Joining(weights, salt)
         with self._books:
+            self._forget_closed()
             expected = self._expected(joining)
             if expected < weights.own_bytes:
                 return expected
@@ -183,7 +184,8 @@ class Sharing:
             with self._books:
                 self._enlist(name, weights, joining.prints)
             weights.fingerprints.clear()
-            ups = ((one, self._members[one].weights()) for one in changed)
+            members = ((one, self._members.get(one)) for one in changed)
+            ups = ((one, member.weights() if member is not None else None) for one, member in members)
             return {one: segments(one, up) for one, up in ups if up is not None and up.is_open}
 
     def _enlist(self, name: str, weights: WeightMap, prints: dict[str, bytes]) -> None:
@@ -208,17 +210,20 @@ class Sharing:
         """Return the models that have tensors of these fingerprints for themselves, most bytes first."""
         found: Counter[str] = Counter()
         for tensor, print_ in joining.prints.items():
-            if self._owners.get(print_, name) != name:
-                found[self._owners[print_]] += joining.tensors[tensor].nbytes
+            owner = self._owners.get(print_, name)
+            if owner != name:
+                found[owner] += joining.tensors[tensor].nbytes
         return [partner for partner, nbytes in found.most_common() if nbytes >= LEAST_BYTES]
 
     def _merge(self, partner: str, joining: _Joining) -> bool:
         """Move what ``partner`` and the joining model have in common into a block of both; return if it was done."""
-        member = self._members[partner]
-        weights = member.weights()
-        theirs = weights.own_tensors() if weights is not None else {}
+        member = self._members.get(partner)
+        weights = member.weights() if member is not None else None
+        if member is None or weights is None:
+            return False
+        theirs = weights.own_tensors()
         found = joining.equal({print_: theirs[name] for name, print_ in member.prints.items() if name in theirs})
-        if not found or weights is None:
+        if not found:
             return False
         try:
             block = Block(f"shared:{self._made + 1}", {joining.prints[name]: tensor for name, tensor in found.items()})

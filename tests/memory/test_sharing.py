@@ -227,6 +227,15 @@ def test_what_opens_while_others_are_compared_is_met_by_those_after_it(folders, 
     assert booked[1] == [Segment("b", 0)]
 
 
+def test_what_was_closed_is_forgotten_though_nothing_ever_joins(folders, tmp_path):
+    known = Known("cpu", allow_pickle=False, share=True)
+    for number in range(5):
+        folders(f"m{number}", checkpoint(trunk=number))
+        known.prepare(f"m{number}", Manifest("folder", str(tmp_path / f"m{number}")))
+        known.close(f"m{number}")
+    assert (len(known._sharing._members), len(known._sharing._owners)) == (1, 4), "the last one's, till the next comes"
+
+
 def test_copies_that_open_at_the_same_moment_are_expected_once_and_become_one(tmp_path):
     """Whoever opens first has it all; the others meet it before it has joined, and no join is left out of the books."""
     names = [f"m{number}" for number in range(8)]

@@ -117,7 +117,8 @@ def test_hundreds_of_cycles_leave_nothing_behind(tmp_path: Path) -> None:
         )  # mapped files beside: who else maps them changes their share
         for number in range(CYCLES):
             cycle(number)
-        assert state()[:2] == before[:2]
+        assert state()[0] == before[0]
+        assert state()[1] - before[1] <= 4, "a pool may start the rest of its threads at any time, but no more"
         assert abs(state()[2] - before[2]) <= 2, "the allocator's, not the models'"
         assert process_bytes(engine.pid) - nbytes < 1 << 20
         assert not any(str(folder) in maps(server) for folder in folders)
