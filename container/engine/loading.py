@@ -20,16 +20,15 @@ from container import log
 from container.archive import describe, policy
 from container.archive.manifest import Manifest
 from container.engine.calls import Calls
+from container.engine.failures import Failures
 from container.engine.lifecycle import Life, Residency
 from container.engine.models import SINGLE, Model, Registry, check_name
 from container.engine.residence import Residence
 from container.engine.runners import Runner
 from container.errors import (
-    BadArchive,
     BadModelPath,
     Draining,
     Internal,
-    LoadFailed,
     ModelExists,
     ModelMissing,
     ModelNotFound,
@@ -47,8 +46,6 @@ _log = log.get(__name__)
 #: A load gives up before the platform does (360 s, contract.md 2.3); a drain is what DELETE waits for at most.
 LOAD_S = 350.0
 DRAIN_S = 60.0
-#: A load that failed for its own fault answers the same at once for this long: a storm of retries costs nothing.
-REMEMBER_S = 60.0
 
 
 class _Found(NamedTuple):
@@ -84,7 +81,7 @@ class Loading:
         self._tell = tell
         self._metrics = metrics
         residence.look = self.look
-        self._failures: dict[tuple[str, int], tuple[float, ServingError]] = {}
+        self._failures = Failures()
 
     async def load(self, request: m.Load, *, kept: bool = True) -> m.Loaded:
         """Register ``request.name`` and bring it up; a failure leaves nothing behind.
@@ -95,7 +92,7 @@ class Loading:
         folder = self._folder(request.url)
         await self._free_name(request.name)
         memory_key = (request.url, _newest_mtime_ns(folder))
-        self._recall(memory_key)
+        self._failures.recall(memory_key, time.monotonic())
         if self._calls.draining:
             raise Draining("the server is shutting down", retry_after_s=5.0)
         model = Model(request.name, request.url, kept=kept)
@@ -216,17 +213,9 @@ class Loading:
             else:
                 raise ModelExists(f"model {name!r} is already registered; DELETE /models/{name} first to replace it")
 
-    def _recall(self, key: tuple[str, int]) -> None:
-        remembered = self._failures.get(key)
-        if remembered is not None and remembered[0] > time.monotonic():
-            raise remembered[1].with_traceback(None)  # told for a minute: no frames of those it was told to
-
     def _forget_failed(self, model: Model, error: ServingError, key: tuple[str, int]) -> None:
         _log.error("model %s is not loaded: %s: %s", model.name, error.code, error)
-        if isinstance(error, BadArchive | LoadFailed):
-            now = time.monotonic()
-            self._failures = {k: v for k, v in self._failures.items() if v[0] > now}
-            self._failures[key] = (now + REMEMBER_S, error)
+        self._failures.remember(key, error, time.monotonic())
         assert model.loading is not None
         model.loading.set_exception(error)
         model.loading.exception()  # nobody may be waiting for it
