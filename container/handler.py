@@ -9,7 +9,7 @@ Only ``load`` and ``predict`` are required. What berth guarantees to a handler i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -66,12 +66,28 @@ class Claim:
 
     least: bytes without which nothing can begin. most: what the batch would use at best. granted: what it may take,
     not under ``least``, set when ``steps`` is resumed; the bytes are given back when ``steps`` has ended. A claim that
-    cannot be granted ends the batch, whose requests wait and are run anew.
+    cannot be granted ends the batch, whose requests wait and are run anew. waiting: places in the batch that have not
+    begun because ``granted`` is less than ``most``; kept by ``steps``, so that who waits in vain is told for what.
     """
 
     least: int
     most: int
     granted: int = 0
+    waiting: Collection[int] = ()
+    _places: list[Mapping[int, int]] = field(default_factory=list)
+
+    def move(self, places: Mapping[int, int]) -> None:
+        """Say where the places in this batch lie in the one that it is part of."""
+        self._places.append(places)
+
+    def lacks(self, place: int) -> int:
+        """Return the bytes that ``place`` of the whole batch waits for, 0 if it has what it needs; from any thread."""
+        if self.granted >= self.most:
+            return 0
+        waiting = self.waiting
+        for places in self._places:
+            waiting = [places[each] for each in waiting]
+        return self.least if place in waiting else 0
 
     def __post_init__(self) -> None:
         self.granted = self.most

@@ -76,6 +76,8 @@ class Gpt2Generator:
         """Continue ``rows`` in one cache with room for ``tokens`` each."""
         words = self.weights[self.layout.words]
         prompts = [row.prompt for row in rows]
+        for row in rows:
+            row.begun = True
         live: list[Row] = []
         # Inference mode is the thread's, and the next step may come on another thread: never across a yield.
         with torch.inference_mode():

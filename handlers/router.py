@@ -87,6 +87,8 @@ class Router(Handler):
                 elif isinstance(step, Ready):
                     yield Ready({places[index]: _routed(name, output) for index, output in step.items()})
                 elif step is None or isinstance(step, Claim):
+                    if step is not None:
+                        step.move(dict(enumerate(places)))
                     yield step
                 else:
                     found = list(step)

@@ -27,7 +27,7 @@ class Taste:
 class Row:
     """One text on its way. prompt: its tokens. room: how many may be added. chosen: those added so far.
 
-    ended: by an end token or a stop text; what ended it is not in ``chosen``.
+    begun: it has a place in a cache. ended: by an end token or a stop text; what ended it is not in ``chosen``.
     """
 
     prompt: list[int]
@@ -36,6 +36,7 @@ class Row:
     seed: int | None = None
     stops: Sequence[str] = ()
     chosen: list[int] = field(default_factory=list)
+    begun: bool = False
     ended: bool = False
     _generator: torch.Generator | None = None
 

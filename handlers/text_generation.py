@@ -179,10 +179,14 @@ class TextGeneration(Handler):
         text = self._generator.text
         told = {i: stream.Telling(each.form, text, each.stops) for i, each in enumerate(batch) if each.form}
         waiting = set(range(len(batch)))
+        claimed = Claim(0, 0)
         for claim in self._generator.run([row for each in rows for row in each]):
             if claim is not None:
+                claimed = claim
                 yield claim
                 continue
+            if claimed.granted < claimed.most:
+                claimed.waiting = {i for i in waiting if not any(row.begun for row in rows[i])}
             ended = {i for i in waiting if all(row.ended for row in rows[i])}
             waiting -= ended
             pieces = {i: telling.piece(rows[i][0].chosen) for i, telling in told.items() if i in waiting}

@@ -19,7 +19,6 @@ from container.errors import (
     Failure,
     Internal,
     ModelNotFound,
-    ModelTimeout,
     OutOfMemory,
     Quarantined,
     QueueFull,
@@ -335,11 +334,7 @@ class Calls:
             now = time.monotonic()
             late = [(key, *found) for key, found in self._tickets.items() if found[0].deadline_s <= now]
             for (respond, request_id), ticket, model in late:
-                waited = now - ticket.arrived_s
-                error = ticket.late or ModelTimeout(
-                    f"model {model.name!r} gave no answer within {waited:.1f} s; make the work shorter, or raise "
-                    "timeout_s in the archive's berth.json (the platform itself waits 60 s)"
-                )
+                error = lending.told_late(model.name, ticket, model.waiting)
                 self._drop(ticket, model, respond, request_id)
                 self._metrics.add("berth_invocations_total", 1, code=error.code, **self._named(model.name))
                 respond(m.Answer(request_id, error.to_failure()))

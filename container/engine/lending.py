@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Sequence
 
-from container.errors import ServingError
+from container.errors import ModelTimeout, ServingError
 from container.memory.loans import Loan, Loans, busy
 from container.model.ticket import Ticket
+
+
+def told_late(name: str, ticket: Ticket, line: Sequence[Ticket]) -> ServingError:
+    """Return what ``ticket`` of model ``name`` is told at its deadline: memory was busy, if it lacked that.
+
+    line: who waits for the model; all of them wait for memory if the first does.
+    """
+    if ticket.late is not None:
+        return ticket.late
+    lacks = ticket.lacks()
+    if ticket in line:
+        lacks = line[0].needs and (ticket.needs or line[0].needs)
+    if lacks:
+        return busy(name, lacks)
+    waited_s = time.monotonic() - ticket.arrived_s
+    return ModelTimeout(
+        f"model {name!r} gave no answer within {waited_s:.1f} s; make the work shorter, or raise timeout_s in the "
+        "archive's berth.json (the platform itself waits 60 s)"
+    )
 
 
 async def wait(loans: Loans, name: str, ticket: Ticket) -> Loan | None:

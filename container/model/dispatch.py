@@ -7,6 +7,7 @@ only ``lanes`` are threads. Does not cover: names, memory, who may be called (``
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -253,6 +254,8 @@ class Dispatcher:
                 have += more.bytes
         if have >= claim.least and job.wanted:
             claim.granted = min(have, claim.most)
+            for index, ticket in enumerate(tickets):
+                ticket.lacks = functools.partial(claim.lacks, index)
             self._lanes.go_on(job)
             return
         job.steps.close()  # type: ignore[attr-defined]

@@ -105,6 +105,8 @@ class _Run:
             said = _ask(self.request_id, next, steps, _END)
             if isinstance(said, ServingError):
                 return said
+            if isinstance(said, Claim):
+                said.move({place: index for place, (index, _) in self.rest.items()})
             if said is None or isinstance(said, Claim):
                 yield said
             elif isinstance(said, (Parts, Ready)):

@@ -21,6 +21,11 @@ class Loan(Protocol):
         """Give them back."""
 
 
+def _nothing() -> int:
+    """Lack no memory."""
+    return 0
+
+
 @dataclass(slots=True, eq=False)
 class Ticket:
     """One request on its way; ``settle`` is called exactly once unless the ticket is dropped or given back first.
@@ -30,7 +35,8 @@ class Ticket:
     give_back: takes the ticket when its model cannot answer it as it is now; None = it cannot be given back. most: no
     more than this many in a batch, now and for the model's later requests; 0 = as the manifest says.
     needs: bytes that were claimed for it and not to be had; it is given back and waits for a loan of them. late: what
-    its caller is told at the deadline, None = that the model took too long.
+    its caller is told at the deadline, None = that the model took too long. lacks: the bytes for want of
+    which a run has not begun with it.
     """
 
     payload: Payload
@@ -45,6 +51,7 @@ class Ticket:
     needs: int = 0
     loan: Loan | None = None
     late: ServingError | None = None
+    lacks: Callable[[], int] = _nothing
     _pieces: list[Payload] | None = None
 
     def begin(self, piece: Payload) -> None:
@@ -75,7 +82,7 @@ class Ticket:
 
     def renew(self) -> None:
         """Be as before the work began."""
-        self.dropped, self.on_drop, self._pieces = False, None, None
+        self.dropped, self.on_drop, self._pieces, self.lacks = False, None, None, _nothing
 
     def drop(self) -> None:
         """Forget the request; what already runs of it runs to its end for nothing."""
@@ -87,6 +94,7 @@ class Ticket:
     def part_ways(self) -> None:
         """Forget who waited, for good: their functions know the ticket, and a circle keeps its payload for long."""
         self.settle, self.on_drop, self.part, self.give_back = _nobody, None, None, None
+        self.lacks = _nothing
 
     def repay(self) -> None:
         """Give back what was lent to it, if it has not begun."""

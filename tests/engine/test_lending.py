@@ -8,7 +8,7 @@ import time
 import pytest
 
 from container.engine import lending
-from container.errors import MemoryBusy
+from container.errors import MemoryBusy, ModelTimeout
 from container.model.ticket import Ticket
 from container.payload import Payload
 from tests.memory.test_loans import Desk, run
@@ -56,3 +56,14 @@ def test_who_waits_to_the_end_of_its_time_is_told_why():
         assert desk.loans.bytes() == 15
 
     run(scenario)
+
+
+def test_who_had_its_memory_is_told_that_the_model_was_slow_and_who_lacked_it_that_memory_was_busy():
+    running, first, behind = ticket(20), ticket(20), ticket(0)
+    inside = ticket(0)
+    inside.lacks = lambda: 7
+    line = [first, behind]
+    told = [lending.told_late("a", each, line) for each in (running, inside, first, behind)]
+    assert [type(each) for each in told] == [ModelTimeout, MemoryBusy, MemoryBusy, MemoryBusy]
+    assert [f"{nbytes} bytes" in str(error) for nbytes, error in zip((7, 20, 20), told[1:], strict=True)] == [True] * 3
+    assert isinstance(lending.told_late("a", behind, [behind]), ModelTimeout), "it waits for the model itself to rise"

@@ -7,7 +7,9 @@ import torch
 import transformers
 
 from container.errors import BadInput
+from container.handler import Claim
 from handlers import generators
+from handlers.router import Member, Router
 from handlers.sampling import Row, Taste, choose
 from handlers.text_generation import TextGeneration
 from tests.handlers.models import TEXT, ask, byte_pairs, gpt2, loaded, payload
@@ -206,6 +208,23 @@ def test_more_rows_than_a_cache_holds_are_served_in_parts(ours, monkeypatch):
     monkeypatch.setattr(generators, "_CACHE_TOKENS", 40)
     monkeypatch.setattr(generators, "_PREFILL_TOKENS", 4)
     assert written(ours, PROMPTS, max_new_tokens=12) == wanted
+
+
+@pytest.mark.parametrize("task", ["", "gen"], ids=["alone", "behind a router"])
+def test_whoever_waits_for_a_place_in_a_cache_that_is_too_small_is_known(ours, task):
+    handler = Router({task: Member(ours, True)}, {task: task}) if task else ours
+    chosen = {"task": task} if task else {}
+    asked = [payload({"inputs": each, "parameters": {"max_new_tokens": 8}, **chosen}) for each in PROMPTS[:3]]
+    steps = handler.steps([handler.decode(each) for each in asked])
+    claim = next(steps)
+    assert isinstance(claim, Claim)
+    claim.granted = claim.least
+    lacking = []
+    for step in steps:
+        if not isinstance(step, list):
+            lacking.append([place for place in range(3) if claim.lacks(place)])
+    assert [0, 2] in lacking, "the longest goes first"
+    assert lacking[-1] == [], "in the end nobody waits"
 
 
 def test_the_size_is_what_the_caches_must_hold(ours):

@@ -13,10 +13,10 @@ import pytest
 import uvloop
 
 from container.errors import Failure
-from container.handler import Handler
+from container.handler import Claim, Handler
 from container.model.dispatch import QUICK_RUNS, Dispatcher
 from container.model.lanes import Lanes
-from container.model.ticket import Ticket
+from container.model.ticket import Loan, Ticket
 from container.payload import Payload
 
 
@@ -303,3 +303,47 @@ def test_what_a_model_takes_is_known_from_its_first_batch_on_and_when_it_comes_a
         assert order == ["hurry", "quick", "slow"]
 
     run(1, scenario)
+
+
+class WorksInParts(Handler):
+    """Claims for all and works on as many as it was granted at a time."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+
+    def steps(self, batch: list[Any]) -> Iterator[list[Any] | Claim | None]:
+        claim = Claim(1, len(batch))
+        yield claim
+        claim.waiting = range(claim.granted, len(batch))
+        self.begun.set()
+        self.go_on.wait(10)
+        yield batch
+
+
+def test_who_waits_inside_a_run_for_want_of_memory_is_known() -> None:
+    async def scenario(dispatcher: Dispatcher) -> None:
+        handler = WorksInParts()
+        dispatcher.open("a", handler)
+
+        async def lend(model: str, least: int, most: int) -> Loan:
+            return Lent(2)
+
+        dispatcher.lend = lend
+        asked = [ask(dispatcher, "a", body) for body in (b"1", b"no JSON", b"3", b"4")]
+        await asyncio.to_thread(handler.begun.wait, 10)
+        assert [ticket.lacks() for ticket, _ in asked] == [0, 0, 0, 1], "places are those of the requests"
+        handler.go_on.set()
+        await asyncio.gather(*(answered for _, answered in asked))
+
+    run(1, scenario)
+
+
+class Lent:
+    """Some bytes that nobody wants back."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.bytes = nbytes
+
+    def end(self) -> None:
+        """Nothing happens."""
