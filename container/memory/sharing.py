@@ -190,8 +190,7 @@ class Sharing:
 
     def _enlist(self, name: str, weights: WeightMap, prints: dict[str, bytes]) -> None:
         """Let others find ``name`` by what it has for itself."""
-        if name in self._members:
-            self._owners = {print_: owner for print_, owner in self._owners.items() if owner != name}
+        self._strike(name)
         self._members[name] = _Member(weights, prints)
         for print_ in prints.values():
             if self._open_owner(print_) is None:
@@ -254,11 +253,15 @@ class Sharing:
 
     def _forget_closed(self) -> None:
         """Drop what is known of models whose maps were closed."""
-        gone = {name for name, member in self._members.items() if not member.is_up}
-        for name in gone:
-            del self._members[name]
-        if gone:
-            self._owners = {print_: name for print_, name in self._owners.items() if name not in gone}
+        for name in [name for name, member in self._members.items() if not member.is_up]:
+            self._strike(name)
+
+    def _strike(self, name: str) -> None:
+        """Forget ``name``; takes as long as it has tensors, however many others there are."""
+        member = self._members.pop(name, None)
+        for print_ in member.prints.values() if member is not None else ():
+            if self._owners.get(print_) == name:
+                del self._owners[print_]
 
 
 def segments(name: str, weights: WeightMap) -> list[Segment]:
