@@ -9,18 +9,13 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import hashlib
-import re
-import sys
 from pathlib import Path
 
 from container import log, supervise
-from container.archive import unpack
-from container.errors import ServingError
-from container.settings import CONTROLS, BadSetting, Settings
-from container.wire import messages as m
+from container.cli import first
+from container.settings import CONTROLS, Settings
 
-_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+_log = log.get(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,64 +40,5 @@ def run(options: argparse.Namespace) -> int:
     settings = Settings.of_process(**changes)
     log.configure("supervisor", settings.log_level)
     if settings.secure_mode and (unknown := settings.security_controls.difference(CONTROLS)):
-        log.get(__name__).warning("controls of secure mode that this build does not know: %s", sorted(unknown))
-    try:
-        first = _first_models(settings)
-    except ServingError as error:
-        print(f"berth serve: {error}", file=sys.stderr)
-        return 1
-    return supervise.serve(settings, first)
-
-
-def _first_models(settings: Settings) -> list[m.Registered]:
-    """Return what is to be loaded at start: the single model, and the folder of models."""
-    first: list[m.Registered] = []
-    single = settings.base_dir / "model"
-    if not settings.multi_model and single.is_dir() and any(single.iterdir()):
-        first.append(m.Registered("model", str(_chosen(single, settings.triton_model))))
-    if settings.models_dir is not None and settings.door == "mms":
-        raise BadSetting("--models (BERTH_MODELS) has no meaning at the mms door: Java lists only what it has loaded")
-    if settings.models_dir is not None:
-        if not settings.models_dir.is_dir():
-            raise BadSetting(f"BERTH_MODELS={str(settings.models_dir)!r} is not a folder")
-        for path in sorted(settings.models_dir.iterdir()):
-            name = re.sub(r"[^A-Za-z0-9._-]", "-", path.name)
-            if path.is_dir() and not path.name.startswith("."):
-                first.append(m.Registered(name, str(path.absolute())))
-            elif path.name.endswith(_SUFFIXES):
-                plain = name[: -len(next(s for s in _SUFFIXES if name.endswith(s)))]
-                first += _packed_model(plain, path, settings)
-    return first
-
-
-def _packed_model(name: str, archive: Path, settings: Settings) -> list[m.Registered]:
-    """Return the model in ``archive``, nothing with the reason in the log if it cannot be unpacked."""
-    try:
-        return [m.Registered(name, str(_unpacked(archive, settings)))]
-    except (ServingError, OSError) as error:  # the latter: a link to nothing, a file that may not be read
-        log.get(__name__).error("model %s is not loaded: %s", name, error)
-        return []
-
-
-def _chosen(single: Path, name: str) -> Path:
-    """Return the folder of the single model: ``name`` in a Triton repository, else ``single`` itself."""
-    if not name or (single / "config.pbtxt").is_file():
-        return single
-    there = sorted(path.parent.name for path in single.glob("*/config.pbtxt"))
-    if there and name not in there:
-        raise BadSetting(
-            f"SAGEMAKER_TRITON_DEFAULT_MODEL_NAME={name!r} is no model in {single}; there are: {', '.join(there)}"
-        )
-    return single / name if there else single
-
-
-def _unpacked(archive: Path, settings: Settings) -> Path:
-    """Return the folder of ``archive`` under the state folder; unpacked only if it has changed since last time."""
-    stat = archive.stat()
-    key = f"{archive.absolute()} {stat.st_size} {stat.st_mtime_ns}"
-    folder = settings.state_dir / "unpacked" / hashlib.sha256(key.encode()).hexdigest()[:24]
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        log.get(__name__).info("unpacking %s", archive.name)
-        unpack.unpack(archive, folder, max_bytes=max(1 << 30, 200 * stat.st_size))
-    return folder
+        _log.warning("controls of secure mode that this build does not know: %s", sorted(unknown))
+    return supervise.serve(settings, first.models(settings))

@@ -145,7 +145,7 @@ class Calls:
             return ModelNotFound(
                 "no single model is loaded here: put one under the `model` folder, or call /models/{name}/invoke"
             )
-        return ModelNotFound(f"no model {name!r} is registered; POST /models registers one, GET /models lists them")
+        return self._models.missing(name)
 
     def _submit(self, model: Model, ticket: Ticket) -> None:
         self._residence.hold(model)

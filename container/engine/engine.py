@@ -97,7 +97,7 @@ class Engine:
     async def list(self, request: m.List) -> m.Page:
         """Return the ready models, sorted by name."""
         models, token = self._models.page(request.limit, request.token)
-        return m.Page(request.id, [m.Entry(model.name, model.url) for model in models], token)
+        return m.Page(request.id, [m.Entry(model.name, model.shown) for model in models], token)
 
     async def describe(self, request: m.Describe) -> m.Description:
         """Return what callers may know of one model, once it is known what it shares."""
@@ -109,7 +109,7 @@ class Engine:
         return m.Description(
             request.id,
             model.name,
-            model.url,
+            model.shown,
             SHOWN[model.life],
             (ledger.tier(model.name) if there else Tier.DISK).value,
             ledger.bytes(model.name) if there else 0,

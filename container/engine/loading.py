@@ -82,6 +82,7 @@ class Loading:
         self._metrics = metrics
         residence.look = self.look
         self._failures = Failures()
+        self._unpacked: dict[str, str] = {}
 
     async def load(self, request: m.Load, *, kept: bool = True) -> m.Loaded:
         """Register ``request.name`` and bring it up; a failure leaves nothing behind.
@@ -89,13 +90,14 @@ class Loading:
         kept: the supervisor is told, so that a new engine has the model, too. Must not be cancelled.
         """
         check_name(request.name)
-        folder = self._folder(request.url)
+        url, origin = self._whence(request)
+        folder = self._folder(url)
         await self._free_name(request.name)
-        memory_key = (request.url, _newest_mtime_ns(folder))
+        memory_key = (url, _newest_mtime_ns(folder))
         self._failures.recall(memory_key, time.monotonic())
         if self._calls.draining:
             raise Draining("the server is shutting down", retry_after_s=5.0)
-        model = Model(request.name, request.url, kept=kept)
+        model = Model(request.name, url, kept=kept, origin=origin)
         model.loading = asyncio.get_running_loop().create_future()
         model.live("load")
         self._models.add(model)
@@ -104,6 +106,9 @@ class Loading:
             await self._bring_in(model)
         except BaseException as error:
             told = error if isinstance(error, ServingError) else Internal(Internal.TEXT)
+            if origin:
+                told.message = told.message.replace(url, origin)
+                told.args = (told.message,)
             self._forget_failed(model, told, memory_key)
             raise
         model.loading.set_result(None)
@@ -118,6 +123,17 @@ class Loading:
         )
         return m.Loaded(request.id, nbytes, model.times_ms, model.example)
 
+    def _whence(self, request: m.Load) -> tuple[str, str]:
+        """Return the folder to load from, and the archive it was unpacked from when the server started, if it was.
+
+        Such an archive's path does as a url, too: it is what GET /models says.
+        """
+        if request.origin:
+            self._unpacked[request.origin] = request.url
+            return request.url, request.origin
+        url = self._unpacked.get(request.url, "")
+        return (url, request.url) if url else (request.url, "")
+
     async def _bring_in(self, model: Model) -> None:
         """ABSENT to READY, with the supervisor told last."""
         await self._residence.rise(model, time.monotonic() + LOAD_S)
@@ -130,7 +146,7 @@ class Loading:
         if model.kept:
             manifest = msgspec.msgpack.encode(model.manifest)
             told = m.Registered(model.name, model.url, manifest, self._bytes(model), model.deaths, model.reason)
-            self._tell(told)
+            self._tell(msgspec.structs.replace(told, origin=model.origin))
 
     async def look(self, model: Model) -> None:
         """Read the folder of ``model`` as it is now: its manifest, where it runs, what it will take.
@@ -177,7 +193,9 @@ class Loading:
 
     def replay(self, registered: m.Registered) -> None:
         """Take in a model that an earlier engine had: known at once, on disk, up on its next call if not kept out."""
-        model = Model(registered.name, registered.url)
+        model = Model(registered.name, registered.url, origin=registered.origin)
+        if model.origin:
+            self._unpacked[model.origin] = model.url
         model.manifest = msgspec.msgpack.decode(registered.manifest, type=Manifest)
         model.runner = self._runners(model.manifest)
         self._register(model, [Segment(model.name, registered.size_bytes)])

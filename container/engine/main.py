@@ -195,11 +195,13 @@ async def _load_first(parts: Parts, first: list[m.Registered], tell: Callable[[m
         """Load one; what does not load is left out, with the reason in the log."""
         async with free:
             try:
-                await parts.loading.load(m.Load(0, entry.name, entry.url))
+                await parts.loading.load(m.Load(0, entry.name, entry.url, origin=entry.origin))
             except ServingError as error:
                 if entry.name == SINGLE:  # the only one worth dying for
-                    tell(m.Fatal(f"the model in {entry.url} does not load: {error}"))
+                    tell(m.Fatal(f"the model in {entry.origin or entry.url} does not load: {error}"))
                     await asyncio.Event().wait()  # never ready: the supervisor ends this process
+                path = entry.origin or entry.url  # the log has it, callers have the name
+                parts.models.left_out[entry.name] = str(error).replace(path, entry.name)
 
     for ended in await asyncio.gather(*(load(entry) for entry in first), return_exceptions=True):
         if ended is not None:

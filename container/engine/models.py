@@ -29,7 +29,7 @@ class Model:
     waiting: requests that came while the bytes were not on the device. in_flight: requests handed to the runner and
     not answered yet. loading: set while the first load runs, so that others can wait for its end. kept: the supervisor
     knows of it, for the next engine. stale: its files are not those that it was brought up from. starved: requests that
-    ran out of memory and wait for their second try.
+    ran out of memory and wait for their second try. origin: the archive that the folder at ``url`` was unpacked from.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Model:
     times_ms: dict[str, float] = field(default_factory=dict)
     example: Payload | None = None
     pace: Pace = field(default_factory=Pace)
+    origin: str = ""
 
     def __post_init__(self) -> None:
         self.story = Story(self.name)
@@ -63,6 +64,11 @@ class Model:
     def reside(self, event: lifecycle.ResidencyEvent) -> None:
         """Take a step of residency. Raises InvalidTransition."""
         self.residency = lifecycle.next_residency(self.residency, event, self.story)
+
+    @property
+    def shown(self) -> str:
+        """The url as callers know it: the archive that was given, not the folder that it was unpacked to."""
+        return self.origin or self.url
 
     @property
     def kind(self) -> str:
@@ -81,10 +87,14 @@ class Model:
 
 
 class Registry:
-    """Names to models; what is listed are the ready ones, in order of name."""
+    """Names to models; what is listed are the ready ones, in order of name.
+
+    left_out: what the server was started with and did not load -> why; whoever calls one is told.
+    """
 
     def __init__(self) -> None:
         self._models: dict[str, Model] = {}
+        self.left_out: dict[str, str] = {}
 
     def get(self, name: str) -> Model | None:
         """Return the record of ``name``, None if there is none."""
@@ -94,12 +104,19 @@ class Registry:
         """Return the record of a model that callers may know of. Raises ModelNotFound."""
         model = self._models.get(name)
         if model is None or model.life not in lifecycle.SHOWN:
-            raise ModelNotFound(f"no model {name!r} is registered; POST /models registers one, GET /models lists them")
+            raise self.missing(name)
         return model
+
+    def missing(self, name: str) -> ModelNotFound:
+        """Return the error for a name that nobody has, or nobody may call yet."""
+        if name in self.left_out:
+            return ModelNotFound(f"no model {name!r} is registered; it was left out at start: {self.left_out[name]}")
+        return ModelNotFound(f"no model {name!r} is registered; POST /models registers one, GET /models lists them")
 
     def add(self, model: Model) -> None:
         """Take ``model`` in under its name."""
         self._models[model.name] = model
+        self.left_out.pop(model.name, None)
 
     def remove(self, name: str) -> None:
         """Forget ``name``."""

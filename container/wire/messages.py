@@ -35,12 +35,16 @@ class Invoke(msgspec.Struct, frozen=True, array_like=True, tag=1):
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """Register ``name`` from folder ``url`` and bring it up. ``manifest``: already described (engine to child)."""
+    """Register ``name`` from folder ``url`` and bring it up. ``manifest``: already described (engine to child).
+
+    origin: the archive that ``url`` was unpacked from when the server started; it is shown in the folder's stead.
+    """
 
     id: int
     name: str
     url: str
     manifest: bytes = b""
+    origin: str = ""
 
 
 class Unload(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -216,6 +220,7 @@ class Registered(msgspec.Struct, frozen=True, array_like=True, tag=64):
     """Engine to supervisor: ``name`` is registered. To a new engine: it was; ``manifest`` b"" = load it now.
 
     deaths: how often a process died inside its code. reason: why it is quarantined, "" if it is not.
+    origin: as in Load.
     """
 
     name: str
@@ -224,6 +229,7 @@ class Registered(msgspec.Struct, frozen=True, array_like=True, tag=64):
     size_bytes: int = 0
     deaths: int = 0
     reason: str = ""
+    origin: str = ""
 
 
 class Marked(msgspec.Struct, frozen=True, array_like=True, tag=69):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from pathlib import Path
 
 from tests.makers import tiny_bert
@@ -53,6 +55,35 @@ def test_a_folder_of_models_is_loaded_at_start_and_a_broken_one_is_left_out(tmp_
         assert server.invoke("packed", [1]).json() == [1]
         assert len(server.invoke("plain", {"inputs": "a b"}).json()) == 32
         assert any("nothing" in line["message"] and line["level"] == "error" for line in server.log_lines())
+
+
+def test_an_archive_of_the_folder_is_known_by_its_own_path_and_who_was_left_out_is_told_why(tmp_path: Path) -> None:
+    shelf = tmp_path / "my shelf"
+    shelf.mkdir()
+    write_handler(tmp_path / "packed", ECHO)
+    archive, nested = shelf / "packed.tar.gz", shelf / "nested.tar.gz"
+    for file, name in ((archive, "."), (nested, "top")):
+        with tarfile.open(file, "w:gz") as tar:
+            tar.add(tmp_path / "packed", arcname=name)
+    with running(tmp_path, "--models", str(shelf)) as server:
+        assert str(nested) in server.log()
+        assert server.http.get("/models").json() == {"models": [{"modelName": "packed", "modelUrl": str(archive)}]}
+        assert server.describe("packed")["modelUrl"] == str(archive)
+        refused = server.invoke("nested", [1])
+        assert refused.status_code == server.http.get("/models/nested").status_code == 404
+        assert "left out at start: no model in nested: looked for" in refused.json()["message"]
+        assert "down in top" in server.http.get("/models/nested").json()["message"]
+
+        server.unload("packed").raise_for_status()
+        server.load("packed", archive).raise_for_status()
+        server.load("again", archive).raise_for_status()
+        os.kill(server.pid_of("engine"), signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while server.invoke("again", [1]).status_code == 503 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert server.invoke("packed", [1]).json() == [1]
+        assert server.describe("packed")["modelUrl"] == server.describe("again")["modelUrl"] == str(archive)
+        assert "unpacked/" not in server.log()
 
 
 def test_two_servers_cannot_share_a_port_and_a_state_folder(tmp_path: Path) -> None:
