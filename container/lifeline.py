@@ -1,4 +1,4 @@
-"""The kernel's promise that no process of ours outlives its parent."""
+"""That no process of ours outlives its parent: the kernel's promise, and what it does not promise."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ def die_with_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent_pid:
         sys.exit("the parent process is gone")
+
+
+def end_group(leader_pid: int) -> None:
+    """Kill what a dead process, the leader of a group, has started and left behind; what left its group goes on."""
+    try:
+        os.killpg(leader_pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass  # there is nobody; or nobody who is still ours
 
 
 def adopt_orphans() -> None:

@@ -27,6 +27,7 @@ import msgspec
 
 from container import kept, log
 from container.kept import Kept
+from container.lifeline import adopt_orphans, end_group
 from container.model import watch
 from container.settings import Settings
 from container.wire import frames
@@ -74,6 +75,7 @@ class Supervisor:
     def run(self, first: list[m.Registered]) -> int:
         """Serve until SIGTERM or SIGINT; ``first`` is loaded at start. Return 0, or 1 with the reason in the log."""
         self._prepare()
+        adopt_orphans()
         wake, wake_write = socket.socketpair()
         for end in (wake, wake_write):
             end.setblocking(False)
@@ -215,14 +217,16 @@ class Supervisor:
         self._reap()
 
     def _reap(self) -> None:
-        """Collect everything that has died, whoever's child it was."""
+        """Collect everything that has died, whoever's child it was, and end what it has left behind."""
         while True:
             try:
-                died = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+                died = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
             if died is None:
                 return
+            end_group(died.si_pid)  # before its number can be another's
+            os.waitid(os.P_PID, died.si_pid, os.WEXITED)
             if died.si_pid == self._engine.pid:
                 self._engine_died(died)
             elif died.si_pid == self._front.pid:
@@ -272,7 +276,6 @@ class Supervisor:
             _log.error("%s; the reason could not be written (%s)", reason, error.strerror)
 
     def _front_died(self, died: os.waitid_result) -> None:
-        self._front.signal(signal.SIGKILL, group=True)  # what it may have left, Java's workers for one
         self._front.ended()
         if self._stop_by_s is not None:
             return

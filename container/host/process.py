@@ -1,6 +1,7 @@
 """The engine's handle on one host child: start it, talk to it, notice its death, start it again.
 
-Spawned, never forked: the child begins with a fresh interpreter and imports what its archives import.
+Spawned, never forked: the child begins with a fresh interpreter and imports what its archives import. What they start
+ends with it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from container import log
+from container.lifeline import end_group
 from container.settings import child_environment
 from container.wire import messages as m
 from container.wire.client import Client
@@ -63,7 +65,13 @@ class ChildProcess:
         """Return the client of a child that is up. Raises TimeoutError."""
         self._socket.unlink(missing_ok=True)
         self._process = await asyncio.create_subprocess_exec(
-            *self._command, "--parent", str(os.getpid()), stdin=subprocess.DEVNULL, env=self._environ, close_fds=True
+            *self._command,
+            "--parent",
+            str(os.getpid()),
+            stdin=subprocess.DEVNULL,
+            env=self._environ,
+            close_fds=True,
+            start_new_session=True,  # a group of its own, with all that its archives' code starts
         )
         self.last_pid = self._process.pid
         client = self.client = Client(str(self._socket), "engine")
@@ -91,10 +99,13 @@ class ChildProcess:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
+        if self._watch is not None:
+            await self._watch
         self._socket.unlink(missing_ok=True)
 
     async def _watch_for_death(self, process: asyncio.subprocess.Process, client: Client) -> None:
         status = await process.wait()
+        end_group(process.pid)
         client.close()  # whatever is in flight fails now, whether or not the socket has told
         if self.client is client:
             self.client = None
