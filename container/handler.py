@@ -147,6 +147,17 @@ class Handler:
         """
         yield self.predict(batch)
 
+    def rest(self) -> bool:
+        """Keep a few kilobytes at most while the model is sunk, and return True; False: it is loaded anew then.
+
+        Asked of built-in tasks alone, whose weights berth opens and closes.
+        """
+        return False
+
+    def wake(self) -> bool:
+        """Be after ``rest`` as before, over the same files; False if that cannot be, and it is loaded anew."""
+        return False
+
     def encode(self, output: Any, accept: str) -> Payload:
         """Return the answer for ``output``. Raises NotAcceptable. By default by the Accept header."""
         body, content_type = codecs.encode(output, accept)

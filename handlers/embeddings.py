@@ -74,6 +74,14 @@ class Embeddings(Handler):
         self._encoder = open_encoder(self._recipe.network, context, "AutoModel")
         self.reentrant = isinstance(self._encoder, BertEncoder)
 
+    def rest(self) -> bool:
+        """See Handler."""
+        return self._encoder.rest()
+
+    def wake(self) -> bool:
+        """See Handler."""
+        return self._encoder.wake()
+
     def decode(self, payload: Payload) -> Request:
         """Return the Request in ``payload``."""
         inputs, given = body.read(payload)

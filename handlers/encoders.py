@@ -37,6 +37,12 @@ class Encoder(Protocol):
     def prompt_tokens(self, prompt: str) -> int:
         """Return how many tokens ``prompt`` has at the beginning of a text, those that begin every text counted."""
 
+    def rest(self) -> bool:
+        """See Handler."""
+
+    def wake(self) -> bool:
+        """See Handler."""
+
     def hidden(self, tokens: Sequence[Any]) -> Iterator[list[bert.Part]]:
         """Yield, a run at a time, the last hidden states of ``tokens``, each cut to ``limit``."""
 
@@ -81,7 +87,8 @@ class BertEncoder:
         self.weights = weights
         self.layout = layout
         self.limit, self._lower = usage(model_dir, layout.config.max_position_embeddings)
-        self._tokenizer = words = tokenizer.load(model_dir)
+        self._words = tokenizer.Words(model_dir)
+        words = self._words.tokenizer
         sizes = words.get_vocab_size(with_added_tokens=False), words.get_vocab_size()
         self._vocabulary = Vocabulary(layout.config.vocab_size, *sizes)
         self._cut_at = self.limit * _CHARACTERS_PER_TOKEN
@@ -90,12 +97,21 @@ class BertEncoder:
         """Return the encodings of ``texts`` (objects of ``tokenizers``), which hold ids and types."""
         end = self._cut_at
         short = [text[:end] if isinstance(text, str) else (text[0][:end], text[1][:end]) for text in texts]
-        return self._tokenizer.encode_batch_fast([_lowered(text) for text in short] if self._lower else short)
+        return self._words.tokenizer.encode_batch_fast([_lowered(text) for text in short] if self._lower else short)
 
     def prompt_tokens(self, prompt: str) -> int:
         """See Encoder."""
-        found = self._tokenizer.encode(_lowered(prompt) if self._lower else prompt)
+        found = self._words.tokenizer.encode(_lowered(prompt) if self._lower else prompt)
         return len(found.ids) - found.special_tokens_mask[-1]
+
+    def rest(self) -> bool:
+        """See Handler."""
+        self._words.rest()
+        return True
+
+    def wake(self) -> bool:
+        """See Handler."""
+        return self._words.wake()
 
     def hidden(self, tokens: Sequence[Any]) -> Iterator[list[bert.Part]]:
         """See Encoder."""
@@ -128,6 +144,14 @@ class TransformersEncoder:
         """See Encoder."""
         ids = self._tokenizer(_lowered(prompt) if self._lower else prompt)["input_ids"]
         return len(ids) - (ids[-1] in self._tokenizer.all_special_ids)
+
+    def rest(self) -> bool:
+        """See Handler: its network is all in memory."""
+        return False
+
+    def wake(self) -> bool:
+        """See Handler."""
+        return False
 
     def run(self, tokens: Sequence[Any]) -> Iterator[tuple[list[int], dict[str, Any], Tensor]]:
         """Yield (indices into ``tokens``, the model's answer, mask [B, T]) for padded parts of similar length."""

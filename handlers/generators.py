@@ -40,7 +40,8 @@ class Gpt2Generator:
         self.limit = layout.config.n_positions
         #: Bytes of cache that a token takes, in the prompt or behind it.
         self.token_bytes = gpt2.KvCache.bytes(layout.config, 1, 1, weights[layout.words].element_size())
-        self._tokenizer = words = tokenizer.load(model_dir)
+        self._words = tokenizer.Words(model_dir)
+        words = self._words.tokenizer
         sizes = words.get_vocab_size(with_added_tokens=False), words.get_vocab_size()
         self._vocabulary = Vocabulary(layout.config.vocab_size, *sizes)
         self._ends = end_tokens(model_dir)
@@ -49,13 +50,22 @@ class Gpt2Generator:
 
     def tokenise(self, texts: list[str]) -> list[list[int]]:
         """Return the tokens of each text; an empty one is the token that begins texts, if the model has one."""
-        found = [each.ids or self._begin for each in self._tokenizer.encode_batch_fast(texts)]
+        found = [each.ids or self._begin for each in self._words.tokenizer.encode_batch_fast(texts)]
         self._vocabulary.check(found)
         return found
 
     def text(self, tokens: list[int]) -> str:
         """Return ``tokens`` as text, special ones left out."""
-        return str(self._tokenizer.decode(tokens))
+        return str(self._words.tokenizer.decode(tokens))
+
+    def rest(self) -> bool:
+        """See Handler."""
+        self._words.rest()
+        return True
+
+    def wake(self) -> bool:
+        """See Handler."""
+        return self._words.wake()
 
     def run(self, rows: list[Row]) -> Iterator[Claim | None]:
         """Continue ``rows`` to their ends, as many at a time as the granted cache holds; yield between tokens."""

@@ -38,6 +38,8 @@ from handlers.steps import in_inference, outcome, shares
 
 #: Images in one run; more gain nothing and their activations add up (ResNet-50: 30 MB an image).
 _RUN_IMAGES = 16
+#: Labels that a sunk model may keep.
+_KEPT_LABELS = 100
 #: Images in one request; prepared ones take 600 KB each, however few bytes they came in.
 _MAX_IMAGES = 256
 
@@ -127,6 +129,14 @@ class ImageClassification(Handler):
         except Unsupported:
             self._network = TransformersClassifier(model_dir)
             self.reentrant = False
+
+    def rest(self) -> bool:
+        """See Handler: many labels are too much to keep (ImageNet's: 80 KB)."""
+        return isinstance(self._network, ResNet) and len(self._labels) <= _KEPT_LABELS
+
+    def wake(self) -> bool:
+        """See Handler."""
+        return True
 
     def decode(self, payload: Payload) -> Request:
         """Return the Request in ``payload``, its images decoded and prepared."""

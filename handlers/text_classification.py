@@ -60,6 +60,14 @@ class TextClassification(Handler):
         self._encoder = open_encoder(model_dir, context, "AutoModelForSequenceClassification", len(self._labels))
         self.reentrant = isinstance(self._encoder, BertEncoder)
 
+    def rest(self) -> bool:
+        """See Handler."""
+        return self._encoder.rest()
+
+    def wake(self) -> bool:
+        """See Handler."""
+        return self._encoder.wake()
+
     def decode(self, payload: Payload) -> Request:
         """Return the Request in ``payload``."""
         inputs, given = body.read(payload)

@@ -109,6 +109,14 @@ class TextGeneration(Handler):
             self._generator = TransformersGenerator(model_dir)
             self.reentrant = False
 
+    def rest(self) -> bool:
+        """See Handler."""
+        return isinstance(self._generator, Gpt2Generator) and self._generator.rest()
+
+    def wake(self) -> bool:
+        """See Handler."""
+        return isinstance(self._generator, Gpt2Generator) and self._generator.wake()
+
     def decode(self, payload: Payload) -> Request:
         """Return the Request in ``payload``."""
         inputs, given = body.read(payload)

@@ -7,9 +7,11 @@ hold the reader for ever) is not there.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,8 @@ from container.errors import BadArchive, ModelMissing
 
 #: What editors, Python and macOS leave behind; no part of a model.
 IGNORED = frozenset({".ipynb_checkpoints", "__pycache__", ".git", "__MACOSX", ".DS_Store"})
+#: A file that was written less than this ago may be written again in the same tick of its clock.
+_QUIET_NS = 20_000_000
 #: More than any config or index has; a weight file named config.json is not read into memory.
 MAX_TEXT_BYTES = 32 << 20
 
@@ -99,6 +103,39 @@ class Tree:
         """Return a text that changes when a file is written, added or removed: newest mtime (ns) and total bytes."""
         newest = max((leaf.mtime_ns for leaf in self.files.values()), default=0)
         return f"{newest}-{sum(leaf.size for leaf in self.files.values())}"
+
+
+def stamp(folder: str) -> bytes:
+    """Return 16 bytes that are others once a file below ``folder`` is written, replaced, added or removed.
+
+    Made of each file's device, inode, size and time, so that a thousand sunk models remember no more of their files
+    than this. b"" if it cannot tell: something cannot be looked at, or was written a moment ago.
+    """
+    seen = hashlib.blake2b(digest_size=16)
+    try:
+        newest = _stamp(folder, seen.update)
+    except OSError:
+        return b""
+    return seen.digest() if not 0 <= time.time_ns() - newest < _QUIET_NS else b""
+
+
+def _stamp(folder: str, add: Callable[[bytes], None]) -> int:
+    """Tell ``add`` of all that is below ``folder``; return the newest time in nanoseconds."""
+    newest = 0
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if ignored(entry.name):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            add(b"%s/\0" % os.fsencode(entry.name))
+            newest = max(newest, _stamp(entry.path, add))
+            add(b"/\0")
+        else:
+            at = entry.stat()
+            add(b"%s\0%d %d %d %d\0" % (os.fsencode(entry.name), at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns))
+            newest = max(newest, at.st_mtime_ns)
+    return newest
 
 
 def _names(home: str, below: str) -> Iterator[str]:

@@ -81,6 +81,10 @@ class ChildRunner:
         """See Runner: the weight files, until what the code makes of them has been measured."""
         return [Segment(name, known_bytes or sizes.folder_bytes(Path(manifest.model_dir)))]
 
+    def again(self, name: str) -> list[Segment] | None:
+        """See Runner: what authors' code made is made anew."""
+        return None
+
     async def bring_up(self, name: str, manifest: Manifest) -> Up:
         """Load in the child; one that dies of something else meanwhile is worth another try."""
         request = m.Load(0, name, manifest.model_dir, msgspec.msgpack.encode(manifest))
@@ -110,7 +114,7 @@ class ChildRunner:
         """See Runner: what authors' code holds is shared with nobody."""
         return {}
 
-    async def put_down(self, name: str) -> None:
+    async def put_down(self, name: str, *, keep: bool = False) -> None:
         """Drop in the child, which waits until nothing of it runs; a dead child has dropped it already."""
         if name in self._here and self._process.client is not None:
             self._here.discard(name)
@@ -240,6 +244,10 @@ class OwnRunner:
         """See Runner: the weight files, until the process has been measured."""
         return [Segment(name, known_bytes or sizes.folder_bytes(Path(manifest.model_dir)))]
 
+    def again(self, name: str) -> list[Segment] | None:
+        """See Runner: what authors' code made is made anew."""
+        return None
+
     async def bring_up(self, name: str, manifest: Manifest) -> Up:
         """Build the environment if one is asked for, start the process, load, measure all of it."""
         python, started = sys.executable, time.perf_counter()
@@ -262,7 +270,7 @@ class OwnRunner:
         """See Runner: what authors' code holds is shared with nobody."""
         return {}
 
-    async def put_down(self, name: str) -> None:
+    async def put_down(self, name: str, *, keep: bool = False) -> None:
         """End the process of ``name``."""
         child = self._children.pop(name, None)
         if child is not None:

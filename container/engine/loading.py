@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from container import log
-from container.archive import describe, policy
+from container.archive import describe, policy, tree
 from container.archive.manifest import Manifest
 from container.engine.calls import Calls
 from container.engine.failures import Failures
@@ -53,6 +53,7 @@ class _Found(NamedTuple):
 
     manifest: Manifest
     runner: Runner
+    stamp: bytes
     segments: list[Segment]
 
 
@@ -155,16 +156,28 @@ class Loading:
         """
         known_bytes = self._bytes(model)
         work = functools.partial(self._read, model, known_bytes)
-        found = await asyncio.get_running_loop().run_in_executor(self._loaders, work)
+        reading = asyncio.get_running_loop().run_in_executor(self._loaders, work)
+        try:
+            found = await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            await asyncio.wait([reading])  # what it opens is closed by who cancelled, so not before it is open
+            raise
         changed = model.manifest is not None and not _alike(found.manifest, model.manifest)
-        model.manifest, model.runner = found.manifest, found.runner
+        if model.runner is not None and model.runner is not found.runner:
+            await model.runner.put_down(model.name)
+        model.manifest, model.runner, model.stamp = found.manifest, found.runner, found.stamp
         self._register(model, found.segments)
         if changed and model.life is Life.READY:
             _log.info("the files of %s were changed since it was last up; it is described anew", model.name)
             self.tell_of(model)
 
     def _read(self, model: Model, known_bytes: int) -> _Found:
-        """Describe and prepare; on a loader thread."""
+        """Describe and prepare, unless the folder is as it was and the model has been kept; on a loader thread."""
+        stamp = tree.stamp(model.url.removeprefix("file://"))
+        if stamp and stamp == model.stamp and model.manifest is not None and model.runner is not None:
+            segments = model.runner.again(model.name)
+            if segments is not None:
+                return _Found(model.manifest, model.runner, stamp, segments)
         folder = self._folder(model.url)
         hf_task = self._settings.hf_task if model.name == SINGLE else ""
         try:
@@ -175,7 +188,7 @@ class Loading:
             runner = model.runner
             if runner is None or model.manifest is None or not _alike(manifest, model.manifest):
                 runner, known_bytes = self._runners(manifest), 0
-            return _Found(manifest, runner, runner.prepare(model.name, manifest, known_bytes))
+            return _Found(manifest, runner, stamp, runner.prepare(model.name, manifest, known_bytes))
         except (OSError, MemoryError, RuntimeError) as error:  # files that vanish or cannot be mapped
             raise blame.while_loading(error) from error
 
@@ -272,6 +285,7 @@ class Loading:
         self._residence.unhold(model)
         freed = await self._residence.leave(model.name)
         if model.runner is not None:
+            await model.runner.put_down(model.name)
             await model.runner.settle()
         self._remove(model)
         _log.info("unloaded %s, %d bytes are back", model.name, freed)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from container import log
-from container.engine.lifecycle import Residency
+from container.engine.lifecycle import Life, Residency
 from container.engine.models import Model, Registry
 from container.engine.runners import Up
 from container.errors import LargerThanTier, NeedsOwnProcess, OutOfMemory, ServingError
@@ -74,7 +74,7 @@ class Residence:
             return 0
         self._ledger.demote(name, Tier.DEVICE)
         model.reside("sink")
-        await model.runner.put_down(name)
+        await model.runner.put_down(name, keep=True)
         return self._leave(model)
 
     async def leave(self, name: str) -> int:
@@ -152,7 +152,7 @@ class Residence:
     async def _fall_back(self, model: Model) -> None:
         """A rise failed: put down what may be there, give the reservation back."""
         if model.runner is not None:
-            await model.runner.put_down(model.name)
+            await model.runner.put_down(model.name, keep=model.life is not Life.LOADING)
         if model.name in self._ledger.reserved_by(Tier.DEVICE):
             self._ledger.demote(model.name, Tier.DEVICE)
         if model.residency is Residency.RISING:

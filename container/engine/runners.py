@@ -1,6 +1,6 @@
 """Where a model runs: on the engine's own lanes (our handlers), or in a host child (authors' code).
 
-    prepare ──> bring_up ──> submit, submit, ... ──> put_down
+    prepare ──> bring_up ──> submit, submit, ... ──> put_down(keep) ──> again ──> bring_up ──> ... ──> put_down
                    └──> join (shares weights, meanwhile)
 
 A runner brings a model up, takes its requests, and puts it down; it decides nothing.
@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from container import log
 from container.archive.manifest import Manifest
+from container.errors import ServingError
 from container.handler import Context, Weights
 from container.memory.known import Known
 from container.memory.ledger import Segment
@@ -24,6 +27,8 @@ from container.model import opening
 from container.model.dispatch import Dispatcher
 from container.model.ticket import Ticket
 from container.payload import Payload
+
+_Result = TypeVar("_Result")
 
 
 class Up(NamedTuple):
@@ -43,14 +48,23 @@ class Runner(Protocol):
         known_bytes: what the same files took when they were up before, 0 if they never were.
         """
 
+    def again(self, name: str) -> list[Segment] | None:
+        """Return what to reserve for ``name``, whose folder is as it was; on a loader thread.
+
+        None: nothing of it was kept, or it cannot be used; then ``prepare`` it.
+        """
+
     async def bring_up(self, name: str, manifest: Manifest) -> Up:
         """Load ``name``; return its measured segments. Raises ServingError."""
 
     async def join(self, name: str) -> dict[str, list[Segment]]:
         """Share what ``name``, which is up, has in common with others; return the segments of all that changed."""
 
-    async def put_down(self, name: str) -> None:
-        """Drop ``name`` and everything it holds, also what was only prepared; it is idle."""
+    async def put_down(self, name: str, *, keep: bool = False) -> None:
+        """Drop ``name`` and everything it holds, also what was only prepared; it is idle.
+
+        keep: it stays registered, and a few kilobytes that make it rise ``again`` faster may stay.
+        """
 
     async def settle(self) -> None:
         """Return when nothing in the background can hold on to a model that was put down."""
@@ -88,6 +102,15 @@ class OnLanes:
         """Whether anything of ``name`` waits or runs on the lanes."""
         return self._dispatcher.busy(name)
 
+    async def _on(self, threads: Executor, work: Callable[[], _Result]) -> _Result:
+        """Return what ``work`` does on a thread; a cancelled caller waits for its end, for what follows undoes it."""
+        task = asyncio.get_running_loop().run_in_executor(threads, work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
 
 def open_here(
     name: str, manifest: Manifest, device: str, weights: Callable[[Path], Weights], room: Callable[[], int]
@@ -100,6 +123,14 @@ def open_here(
     context = Context(name, device, manifest.settings.options, weights, properties, room)
     with log.bind(model=name):
         return opening.open_model(manifest, context)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A model that has loaded: it is up, or rests. item_s: what a request of it takes, as far as is known."""
+
+    opened: opening.Opened
+    item_s: float | None = None
 
 
 class LaneRunner(OnLanes):
@@ -119,20 +150,33 @@ class LaneRunner(OnLanes):
         self._closer = ThreadPoolExecutor(1, "closer")  # never behind a load, and off the loop: unmapping takes a while
         self._device = device
         self._known = known
-        self._opened: dict[str, opening.Opened] = {}
+        self._opened: dict[str, _Open] = {}
         self._joining: asyncio.Future[list[str]] | None = None
 
     def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
         """See Runner: exact, and less what others have already."""
+        self._close(name, keep=False)
         return self._known.prepare(name, manifest)
 
+    def again(self, name: str) -> list[Segment] | None:
+        """See Runner: maps the files again and wakes the handler that stood on them."""
+        started, there = time.perf_counter(), self._opened.get(name)
+        if there is None:
+            return None
+        try:
+            if not (self._known.again(name) and there.opened.handler.wake()):
+                return None
+        except ServingError:
+            return None  # it is told with its reason by the load that follows
+        there.opened.times_ms = {"rise": round((time.perf_counter() - started) * 1e3, 3)}
+        return self._known.segments(name)
+
     async def bring_up(self, name: str, manifest: Manifest) -> Up:
-        """Load on a loader thread, then accept requests."""
-        weights = functools.partial(self._known.open, name, manifest)
-        work = functools.partial(open_here, name, manifest, self._device, weights, functools.partial(self._room, name))
-        opened = await asyncio.get_running_loop().run_in_executor(self._loaders, work)
-        self._opened[name] = opened
-        batch = manifest.settings.batch
+        """Load on a loader thread if it has not come up again as it was, then accept requests."""
+        there = self._opened.get(name)
+        if there is None:
+            there = self._opened[name] = _Open(await self._load(name, manifest))
+        opened, batch = there.opened, manifest.settings.batch
         self._dispatcher.open(
             name,
             opened.handler,
@@ -140,9 +184,15 @@ class LaneRunner(OnLanes):
             batch.max_delay_ms,
             manifest.settings.timeout_s,
             functools.partial(self._known.is_fresh, name),
+            there.item_s,
         )
         segments = self._known.segments(name) or [Segment(name, opened.bytes)]
         return Up(segments, opened.times_ms, opening.example_of(opened.handler))
+
+    async def _load(self, name: str, manifest: Manifest) -> opening.Opened:
+        weights = functools.partial(self._known.open, name, manifest)
+        work = functools.partial(open_here, name, manifest, self._device, weights, functools.partial(self._room, name))
+        return await self._on(self._loaders, work)
 
     async def join(self, name: str) -> dict[str, list[Segment]]:
         """See Runner. One after the other, on a thread of its own."""
@@ -153,10 +203,12 @@ class LaneRunner(OnLanes):
         # Asked now, on the loop: what was put down meanwhile has none.
         return {one: segments for one in changed if (segments := self._known.segments(one))}
 
-    async def put_down(self, name: str) -> None:
-        """Close the handler; its weights are unmapped when this returns."""
-        self._dispatcher.close(name)
-        work = functools.partial(self._close, name, self._opened.pop(name, None))
+    async def put_down(self, name: str, *, keep: bool = False) -> None:
+        """Close the handler, or let it rest; its weights are unmapped when this returns."""
+        item_s = self._dispatcher.close(name)
+        if (there := self._opened.get(name)) is not None and item_s is not None:
+            there.item_s = item_s
+        work = functools.partial(self._close, name, keep=keep)
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._closer, work))
 
     async def settle(self) -> None:
@@ -164,7 +216,11 @@ class LaneRunner(OnLanes):
         if self._joining is not None:
             await asyncio.wait([self._joining])
 
-    def _close(self, name: str, opened: opening.Opened | None) -> None:
-        if opened is not None:
-            opened.close()
+    def _close(self, name: str, *, keep: bool) -> None:
+        there = self._opened.get(name)
+        if there is not None and keep and there.opened.handler.rest() and self._known.rest(name):
+            return
+        if there is not None:
+            del self._opened[name]
+            there.opened.close()
         self._known.close(name)

@@ -7,13 +7,11 @@ Does not cover: room, order and retries (``engine/tiered``).
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
 
 from container.archive.manifest import Manifest
 from container.engine.runners import OnLanes, Up, open_here
@@ -21,8 +19,6 @@ from container.memory.blocks import Blocks
 from container.memory.ledger import Segment
 from container.model import opening
 from container.model.dispatch import Dispatcher
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
@@ -87,7 +83,11 @@ class TierRunner(OnLanes):
         self._dispatcher.close(name)
         await self._on(self._movers, functools.partial(self.blocks.lower, name))
 
-    async def put_down(self, name: str) -> None:
+    def again(self, name: str) -> list[Segment] | None:
+        """See Runner: what sank to the disk is read anew."""
+        return None
+
+    async def put_down(self, name: str, *, keep: bool = False) -> None:
         """Drop the handler and everything it holds, on every tier."""
         self._dispatcher.close(name)
         if (there := self._open.pop(name, None)) is not None:
@@ -104,15 +104,6 @@ class TierRunner(OnLanes):
     async def trim(self) -> None:
         """Give memory of the device that nobody uses back to the driver, for a model of another process."""
         await self._on(self._movers, self.blocks.on_device.trim)
-
-    async def _on(self, threads: Executor, work: Callable[[], _Result]) -> _Result:
-        """Return what ``work`` does on a thread; a cancelled caller waits for its end, for what follows undoes it."""
-        task = asyncio.get_running_loop().run_in_executor(threads, work)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
 
     def _load(self, name: str, manifest: Manifest) -> opening.Opened:
         weights = functools.partial(self.blocks.open, name, manifest)

@@ -1,6 +1,7 @@
 """The weights of known models on one device: opened before room is made for them, shared once they are up.
 
     prepare ──> segments to reserve ──> open (by the handler) ──> join (off the path) ──> segments to recut ──> close
+       again <──> rest      sunk: the map is closed, and opened again as the same object if its files are the same
 
 Preparing opens the map where that takes no memory (served in place from the file), because only then can be told what
 of it is there already: copies of one model that were each reserved in full would push each other out before they could
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from container.archive.manifest import Manifest
+from container.errors import BadArchive
 from container.memory import sharing, sizes
 from container.memory.ledger import Segment
-from container.memory.weights import CHANGED_QUIET_S, QUIET_S, WeightMap, WeightsChanged, open_weights
+from container.memory.mapped import WeightsChanged
+from container.memory.weights import CHANGED_QUIET_S, QUIET_S, WeightMap, open_weights
 
 
 @dataclass(slots=True)
@@ -43,6 +46,7 @@ class Known:
 
     def prepare(self, name: str, manifest: Manifest) -> list[Segment]:
         """Return the segments that ``name`` will consist of; on a loader thread. Raises BadArchive."""
+        self.close(name)
         folder, dtype = Path(manifest.model_dir), manifest.settings.dtype
         if not sizes.in_place(folder, dtype, self._device):
             return [Segment(name, sizes.checkpoint_bytes(folder, dtype, self._device))]
@@ -63,9 +67,34 @@ class Known:
         weights = open_weights(folder, dtype, self._device, allow_pickle=self._allow_pickle, quiet_s=quiet_s)
         self._changed.discard(name)
         held = self._held[name] = _Held(weights, folder, salt)
-        if self._sharing is not None:
-            held.expected_bytes = self._sharing.meet(name, weights, salt)
+        self._meet(name, held)
         return held
+
+    def _meet(self, name: str, held: _Held) -> None:
+        """Find what ``name``, just opened, may share with others."""
+        if self._sharing is not None:
+            held.expected_bytes = self._sharing.meet(name, held.weights, held.salt)
+
+    def again(self, name: str) -> bool:
+        """Open the map that was put to ``rest``, for the same handler; False if it is not there, or its files are."""
+        held = self._held.get(name)
+        if held is None or name in self._changed:
+            return False
+        try:
+            held.weights.open()
+        except (WeightsChanged, BadArchive):
+            return False
+        self._meet(name, held)
+        return True
+
+    def rest(self, name: str) -> bool:
+        """Let go of all memory of ``name``, but for what opens it ``again``; False if reading it anew is no slower."""
+        held = self._held.get(name)
+        if held is None or not held.weights.is_in_place:
+            return False
+        held.weights.close()
+        held.expected_bytes = None
+        return True
 
     def is_whole(self, name: str) -> bool:
         """Whether ``join`` has nothing to do for ``name``."""
@@ -87,7 +116,7 @@ class Known:
     def segments(self, name: str) -> list[Segment]:
         """Return what ``name`` consists of now, [] if it is not open."""
         held = self._held.get(name)
-        if held is None:
+        if held is None or not held.weights.is_open:
             return []
         segments = sharing.segments(name, held.weights)
         return segments if held.expected_bytes is None else [*segments[:-1], Segment(name, held.expected_bytes)]

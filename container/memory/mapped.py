@@ -46,6 +46,10 @@ _all: weakref.WeakSet[MappedFile] = weakref.WeakSet()
 _lock = threading.Lock()
 
 
+class WeightsChanged(Exception):
+    """A file under a model is not the one that was opened: close the map and load the model anew. No caller's fault."""
+
+
 def identity(path: Path) -> Identity:
     """Return what tells a file from what it was; GONE if it is not there."""
     try:

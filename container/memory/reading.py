@@ -18,15 +18,13 @@ from typing import NamedTuple
 import torch
 
 from container.errors import BadArchive, LargerThanTier
-from container.memory import weights
-from container.memory.mapped import GONE, identities, wait_until_quiet
+from container.memory.mapped import GONE, WeightsChanged, identities, wait_until_quiet
 from container.memory.sharing import fingerprint
 from container.memory.sizes import checkpoint_bytes, find_checkpoint, read_header, serving_dtype
+from container.memory.stored import STORED, TORCH, read_stored
 from container.memory.tiers import Layout, Shape, lay_out, tie_of, views
-from container.memory.weights import TORCH, WeightsChanged
 
 _PIECE_BYTES = 8 << 20
-_STORED = {torch_dtype: name for name, torch_dtype in TORCH.items()}
 
 
 class _Lie(NamedTuple):
@@ -72,7 +70,7 @@ class Source:
             shapes = self._look(dtype, device)
         if checkpoint.kind == "pickle":
             for name, tensor in self._stored().items():
-                known = _STORED.get(tensor.dtype)
+                known = STORED.get(tensor.dtype)
                 served = TORCH[serving_dtype(known, dtype, device)] if known is not None else tensor.dtype
                 shapes[name] = Shape(served, tuple(tensor.shape), tie_of(tensor))
         self.layout: Layout = lay_out(shapes)
@@ -110,7 +108,7 @@ class Source:
 
     def _stored(self) -> dict[str, torch.Tensor]:
         if self._all is None:
-            self._all = weights.read_stored(self._checkpoint, mapped=True)
+            self._all = read_stored(self._checkpoint, mapped=True)
         return self._all
 
     def read_into(self, block: torch.Tensor, layout: Layout, readers: Executor) -> None:
@@ -139,7 +137,7 @@ class Source:
             return
         stored = self._stored()
         if not all(name in stored for name in names):  # some lie where no view can start, and are copied for it
-            stored = weights.read_stored(self._checkpoint)
+            stored = read_stored(self._checkpoint)
         for name in names:
             if stored[name].numel():
                 targets[name].copy_(stored[name])

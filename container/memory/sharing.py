@@ -20,7 +20,7 @@ import ctypes
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import xxhash
@@ -33,6 +33,9 @@ from container.memory.weights import WeightMap
 _log = log.get(__name__)
 #: Bytes sampled at the start, in the middle and at the end of a tensor.
 SAMPLE_BYTES = 256
+#: Of a fingerprint.
+PRINT_BYTES = 16
+_NOT_TAKEN = bytes(PRINT_BYTES)
 #: Less than this in common is left as it is: a block of its own would cost more than it saves.
 LEAST_BYTES = 1 << 16
 _libc = ctypes.CDLL(None)
@@ -69,13 +72,10 @@ class _Joining:
 
     def __init__(self, weights: WeightMap, salt: str) -> None:
         self.weights = weights
+        names = list(weights.tensors())  # before the rest: the map may be closed at any time
         candidates = {n: t for n, t in weights.own_tensors().items() if t.device.type == "cpu" and t.is_contiguous()}
         self.tensors = candidates
-        taken = weights.fingerprints.setdefault(salt, {})
-        for name, tensor in candidates.items():
-            if name not in taken and tensor.nbytes:
-                taken[name] = fingerprint(tensor, salt)
-        self.prints = {name: taken[name] for name, tensor in candidates.items() if tensor.nbytes}
+        self.prints = _sampled(weights, names, candidates, salt)
         self.bound: dict[str, torch.Tensor] = {}
         self.blocks: list[Block] = []
 
@@ -120,15 +120,16 @@ class Sharing:
         here on, also one that does so at this very moment. Takes a fingerprint of each tensor (a millisecond for a
         BERT), compares no byte, waits for no ``join``.
         """
-        self.recall(weights, salt)
         joining = _Joining(weights, salt)
+        if self._recall(joining):
+            joining = _Joining(weights, salt)
         with self._books:
             self._forget_closed()
+            self._strike(name)  # what it had when it was up before
             expected = self._expected(joining)
             if expected < weights.own_bytes:
                 return expected
             self._enlist(name, weights, joining.prints)
-        weights.fingerprints.clear()
         return None
 
     def expect(self, weights: WeightMap, salt: str = "") -> int:
@@ -156,9 +157,12 @@ class Sharing:
         For a model that rises again. Returns whether anything was bound; ``join`` finds what else there is. Waits for
         no ``join`` that may be running.
         """
-        joining = _Joining(weights, salt)
+        return self._recall(_Joining(weights, salt))
+
+    def _recall(self, joining: _Joining) -> bool:
+        identity = joining.weights.identity
         for block in self._known(joining.prints.values()):
-            if weights.identity in block.verified and (found := joining.equal(block.tensors, trusted=True)):
+            if identity in block.verified and (found := joining.equal(block.tensors, trusted=True)):
                 joining.bind(block, found)
         return joining.finish()
 
@@ -183,7 +187,6 @@ class Sharing:
                 changed.append(name)
             with self._books:
                 self._enlist(name, weights, joining.prints)
-            weights.fingerprints.clear()
             members = ((one, self._members.get(one)) for one in changed)
             ups = ((one, member.weights() if member is not None else None) for one, member in members)
             return {one: segments(one, up) for one, up in ups if up is not None and up.is_open}
@@ -267,6 +270,25 @@ class Sharing:
 def segments(name: str, weights: WeightMap) -> list[Segment]:
     """Return what ``name`` consists of for the ledger: the blocks it refers to, and the rest under its own name."""
     return [*(Segment(part.id, part.bytes) for part in weights.shared), Segment(name, weights.own_bytes)]
+
+
+def _sampled(
+    weights: WeightMap, names: Sequence[str], candidates: Mapping[str, torch.Tensor], salt: str
+) -> dict[str, bytes]:
+    """Return the fingerprints of ``candidates``, some of the tensors of ``weights`` (``names``); taken once for it."""
+    places = {name: at * PRINT_BYTES for at, name in enumerate(names)}
+    kept = weights.fingerprints.get(salt, bytes(PRINT_BYTES * len(places)))
+    prints = {
+        name: kept[places[name] : places[name] + PRINT_BYTES] for name, tensor in candidates.items() if tensor.nbytes
+    }
+    missing = {name: fingerprint(candidates[name], salt) for name, print_ in prints.items() if print_ == _NOT_TAKEN}
+    if missing:
+        prints |= missing
+        whole = bytearray(kept)
+        for name, print_ in missing.items():
+            whole[places[name] : places[name] + PRINT_BYTES] = print_
+        weights.fingerprints[salt] = bytes(whole)
+    return prints
 
 
 def fingerprint(tensor: torch.Tensor, salt: str = "") -> bytes:

@@ -8,9 +8,13 @@ Safetensors headers are read in full and believed in nothing: a header that lies
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -63,6 +67,15 @@ class TensorInfo(NamedTuple):
     def is_aligned(self) -> bool:
         """Whether a view can start there; safetensors' own writer never puts a tensor elsewhere."""
         return self.start % ITEM_BYTES[self.dtype] == 0
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the elements from one index to the next, of a contiguous tensor."""
+    strides, step = [], 1
+    for length in reversed(shape):
+        strides.append(step)
+        step *= length
+    return tuple(reversed(strides))
 
 
 class Checkpoint(NamedTuple):
@@ -122,7 +135,43 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+class Header(dict[str, TensorInfo]):
+    """The tensors of a safetensors file, by name; files with equal headers have one object.
+
+    key: what it is found by. strides: of each tensor, in elements. is_aligned: whether a view can start at each.
+    """
+
+    def __init__(self, key: bytes, tensors: Mapping[str, TensorInfo]) -> None:
+        super().__init__(tensors)
+        self.key = key
+        self.strides = {name: _strides(tensor.shape) for name, tensor in tensors.items()}
+        self.is_aligned = all(tensor.is_aligned for tensor in tensors.values())
+
+
+#: The headers that were read last: models of one kind have the same, and it need not be read to know it again.
+_headers: OrderedDict[bytes, Header] = OrderedDict()
+#: Of tensors in all of them together; one takes about 250 bytes.
+_KEPT_TENSORS = 1 << 14
+_lock = threading.Lock()
+
+
+def known_header(key: bytes) -> Header | None:
+    """Return the header of ``key``, None if it is not kept any more."""
+    with _lock:
+        found = _headers.get(key)
+        if found is not None:
+            _headers.move_to_end(key)
+        return found
+
+
+def _keep(header: Header) -> None:
+    with _lock:
+        _headers[header.key] = header
+        while len(_headers) > 1 and sum(map(len, _headers.values())) > _KEPT_TENSORS:
+            _headers.popitem(last=False)
+
+
+def read_header(path: Path) -> Header:
     """Return the tensors of a safetensors file. Raises BadArchive if the header is not true to the file."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -132,7 +181,13 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise BadArchive(
                 f"{path.name} is not a safetensors file: it has {size} bytes, its header would have {length}"
             )
-        return parse_header(file.read(length), size, path.name)
+        header = file.read(length)
+    key = hashlib.blake2b(header + size.to_bytes(8, "little"), digest_size=16).digest()
+    found = known_header(key)
+    if found is None:
+        found = Header(key, parse_header(header, size, path.name))
+        _keep(found)
+    return found
 
 
 def parse_header(raw: bytes, file_bytes: int, label: str) -> dict[str, TensorInfo]:

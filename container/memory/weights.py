@@ -3,51 +3,32 @@
     open_weights(folder) ──> WeightMap ──close──> (nothing mapped) ──open──> WeightMap, the same object
 
 A WeightMap is handed to a handler once and lives as long as the model is registered: sinking closes it, rising opens it
-again, and what a closed one remembers is its paths. No descriptor stays open; each file is one private mapping, which
-goes with the last tensor on it. A stray write changes a private page of this process, never the file; an overwritten
-or truncated file does change what is mapped (or kills with SIGBUS), hence ``check`` before each batch.
+again, and what a closed one remembers is its paths, what its files were, and, for sharing, 16 bytes a tensor. What is
+served in place is not read again: an unchanged file has the header it had.
+
+No descriptor stays open; each file is one private mapping, which goes with the last tensor on it. A stray write changes
+a private page of this process, never the file; an overwritten or truncated file does change what is mapped (or kills
+with SIGBUS), hence ``check`` before each batch.
 
 Copied instead of mapped: what is served in another dtype, and tensors that a careless writer put at an odd address.
 """
 
 from __future__ import annotations
 
-import functools
-import pickle
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import NamedTuple, Protocol
 
 import torch
 
 from container.errors import BadArchive
-from container.memory.mapped import Identity, MappedFile, identities, wait_until_quiet
+from container.memory import sizes, stored
+from container.memory.mapped import Identity, MappedFile, WeightsChanged, identities, wait_until_quiet
 from container.memory.mapped import identity as _identity
-from container.memory.sizes import Checkpoint, TensorInfo, find_checkpoint, read_header, serving_dtype
+from container.memory.sizes import Checkpoint, Header, find_checkpoint, serving_dtype
+from container.memory.stored import STORED, TORCH
 from container.memory.tiers import pack
-from container.nets import pickles
-
-#: safetensors dtype -> torch dtype
-TORCH: dict[str, torch.dtype] = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "I16": torch.int16,
-    "U16": torch.uint16,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I32": torch.int32,
-    "U32": torch.uint32,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "I64": torch.int64,
-    "U64": torch.uint64,
-    "C64": torch.complex64,
-}
-_STORED = {torch_dtype: name for name, torch_dtype in TORCH.items()}
 
 #: A file that was written less than this ago may be written on, or written again in the same tick of its clock.
 QUIET_S = 0.01
@@ -67,10 +48,6 @@ class SharedPart(Protocol):
     @property
     def bytes(self) -> int:
         """What it takes, once."""
-
-
-class WeightsChanged(Exception):
-    """A file under a model is not the one that was opened: close the map and load the model anew. No caller's fault."""
 
 
 class WeightsClosed(RuntimeError):
@@ -96,13 +73,16 @@ class WeightMap(Mapping[str, torch.Tensor]):
         self._files: list[MappedFile] = []
         self._tensors: dict[str, torch.Tensor] | None = None
         self._own_bytes = 0
+        #: Of what is served in place, once opened: what the headers are known by, and the bytes of all tensors.
+        self._headers: list[bytes] = []
+        self._file_bytes = 0
         self._shared: tuple[SharedPart, ...] = ()
         self._moved: frozenset[str] = frozenset()
         self._mapped = False
         self._watched = False
         self._lock = threading.Lock()
-        #: What ``memory/sharing`` has sampled so far, salt -> tensor -> fingerprint; forgotten once it has joined.
-        self.fingerprints: dict[str, dict[str, bytes]] = {}
+        #: What ``memory/sharing`` has sampled of these files: salt -> the fingerprints, in the order of the tensors.
+        self.fingerprints: dict[str, bytes] = {}
 
     # ------------------------------------------------------------- as mapping
 
@@ -132,19 +112,35 @@ class WeightMap(Mapping[str, torch.Tensor]):
         before = identities(self._checkpoint.files)
         if self._identities and before != self._identities:
             raise WeightsChanged(self._changed(before))
-        read = _read_pickle if self._checkpoint.kind == "pickle" else _map_file
+        pickled = self._checkpoint.kind == "pickle"
+        headers = [] if pickled else self._read_headers()
         files: list[MappedFile] = []
         tensors: dict[str, torch.Tensor] = {}
-        for path, opened_as in zip(self._checkpoint.files, before, strict=True):
-            found, mapped = read(path)
-            files.append(MappedFile(path, opened_as, mapped))
-            tensors |= found
-        tensors, self._own_bytes, self._mapped = _serve(tensors, self._dtype, self._device)
+        for place, (path, opened_as) in enumerate(zip(self._checkpoint.files, before, strict=True)):
+            found = stored.read_pickle(path) if pickled else stored.map_file(path, headers[place])
+            files.append(MappedFile(path, opened_as, found.mapped))
+            tensors |= found.tensors
+        if self.is_in_place:
+            self._own_bytes, self._mapped = self._file_bytes, True
+        else:
+            served = _serve(tensors, self._dtype, self._device)
+            tensors, self._own_bytes, self._mapped = served.tensors, served.bytes, served.is_mapped
+            if served.is_all_mapped and headers and all(header.is_aligned for header in headers):
+                self._headers, self._file_bytes = [header.key for header in headers], served.bytes
         after = identities(self._checkpoint.files)
         if before != after:
+            self._headers = []
             raise WeightsChanged(self._changed(after))
         self._tensors, self._identities, self._watched = tensors, after, True
         self._files = files if self._mapped else []
+
+    def _read_headers(self) -> list[Header]:
+        """Return the headers of the files, read only where they are not known any more."""
+        known = [sizes.known_header(key) for key in self._headers] or [None] * len(self._checkpoint.files)
+        return [
+            sizes.read_header(path) if header is None else header
+            for path, header in zip(self._checkpoint.files, known, strict=True)
+        ]
 
     def close(self) -> None:
         """Let go of every tensor and mapping; memory is back once nobody else holds a tensor."""
@@ -152,7 +148,6 @@ class WeightMap(Mapping[str, torch.Tensor]):
             file.forget_pages()
         with self._lock:
             self._tensors, self._shared, self._moved, self._files = None, (), frozenset(), []
-            self.fingerprints = {}
 
     def check(self) -> None:
         """Raise WeightsChanged if a file is not the one that was opened. One stat (2 µs) a file.
@@ -227,6 +222,11 @@ class WeightMap(Mapping[str, torch.Tensor]):
         return (*self._identities, self._dtype)
 
     @property
+    def is_in_place(self) -> bool:
+        """Is all of it served from its files as they lie, so that opening it again reads nothing?"""
+        return bool(self._headers)
+
+    @property
     def is_open(self) -> bool:
         """Can tensors be looked up?"""
         return self._tensors is not None
@@ -257,82 +257,26 @@ def open_weights(
     raise BadArchive("the weight files keep changing while they are being read; finish writing them, then load again")
 
 
-#: Tensors, and what of their memory lies in a mapping of the file: nothing else may ever be unmapped or covered.
-_Read = tuple[dict[str, torch.Tensor], list[torch.UntypedStorage]]
+class _Served(NamedTuple):
+    """Tensors as they are served, the bytes that they take, whether any of them, and all, stayed where they were."""
+
+    tensors: dict[str, torch.Tensor]
+    bytes: int
+    is_mapped: bool
+    is_all_mapped: bool
 
 
-def _map_file(path: Path, only_mapped: bool = False) -> _Read:
-    """Return views on a private mapping of ``path``. The mapping is torch's: no descriptor, gone with its last view."""
-    infos = read_header(path)
-    size = max((info.stop for info in infos.values()), default=0)
-    if size == 0:
-        return {}, []
-    try:
-        storage = cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, size))
-    except RuntimeError as error:  # shorter than its header said a moment ago, or gone
-        if "allocate memory" in str(error):
-            raise MemoryError(f"no room in the address space for {path.name}") from error
-        raise WeightsChanged(f"{path.name} changed while it was being opened") from error
-    views = {name: _view(storage, info) for name, info in infos.items() if info.is_aligned or not only_mapped}
-    return views, [storage]
-
-
-def _view(storage: torch.UntypedStorage, info: TensorInfo) -> torch.Tensor:
-    dtype = TORCH[info.dtype]
-    if not info.is_aligned:
-        return torch.asarray(storage[info.start : info.stop], dtype=torch.uint8).clone().view(dtype).view(info.shape)
-    strides, step = [], 1
-    for length in reversed(info.shape):
-        strides.append(step)
-        step *= length
-    return torch.empty(0, dtype=dtype).set_(storage, info.start // dtype.itemsize, info.shape, tuple(reversed(strides)))
-
-
-def _read_pickle(path: Path) -> _Read:
-    state, mapped = _load_pickle(path)
-    while isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise BadArchive(f"{path.name} holds no state_dict: expected names and tensors; save model.state_dict()")
-    tensors = {str(name): tensor.detach() for name, tensor in state.items()}
-    odd = [name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized]
-    if odd:
-        raise BadArchive(f"the weights have sparse or quantised tensors ({odd[0]}); only dense ones can be served")
-    return tensors, [tensor.untyped_storage() for tensor in tensors.values()] if mapped else []
-
-
-def _load_pickle(path: Path) -> tuple[Any, bool]:
-    """Return tensors and plain containers, all that a pickle may hold, and whether they lie mapped."""
-    try:
-        with path.open("rb") as file:
-            mapped = file.read(2) == b"PK"  # the older format cannot be mapped
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), mapped
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        if "allocate memory" in str(error):
-            raise
-        reason = pickles.reason(str(error)) or type(error).__name__
-        raise BadArchive(f"{path.name} cannot be read as plain weights: {reason}") from error
-
-
-def _serve(tensors: dict[str, torch.Tensor], dtype: str, device: str) -> tuple[dict[str, torch.Tensor], int, bool]:
-    """Return the tensors as they are served on ``device``, the bytes they take, and whether any stayed where it was."""
+def _serve(tensors: dict[str, torch.Tensor], dtype: str, device: str) -> _Served:
+    """Return ``tensors`` as they are served on ``device``."""
 
     def _served(tensor: torch.Tensor) -> torch.dtype:
-        stored = _STORED.get(tensor.dtype, "")
-        return TORCH[serving_dtype(stored, dtype, device)] if stored else tensor.dtype
+        known = STORED.get(tensor.dtype, "")
+        return TORCH[serving_dtype(known, dtype, device)] if known else tensor.dtype
 
     move = tensors if device != "cpu" else {n: t for n, t in tensors.items() if _served(t) != t.dtype}
     packed = pack(move, device, _served)
     rest = {name: tensor for name, tensor in tensors.items() if name not in move}
     mapped = {(tensor.data_ptr(), tensor.nbytes) for tensor in rest.values()}
     total = packed.block.numel() + sum(nbytes for _, nbytes in mapped)
-    return {name: packed.tensors[name] if name in move else rest[name] for name in tensors}, total, bool(rest)
-
-
-def read_stored(checkpoint: Checkpoint, *, mapped: bool = False) -> dict[str, torch.Tensor]:
-    """Return the tensors as they are stored, mapped where the format allows it. Raises BadArchive, WeightsChanged.
-
-    mapped: of safetensors only those that take no memory of their own.
-    """
-    read = _read_pickle if checkpoint.kind == "pickle" else functools.partial(_map_file, only_mapped=mapped)
-    return {name: tensor for path in checkpoint.files for name, tensor in read(path)[0].items()}
+    served = {name: packed.tensors[name] if name in move else rest[name] for name in tensors}
+    return _Served(served, total, bool(rest), bool(rest) and not move)

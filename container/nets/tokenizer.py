@@ -37,12 +37,53 @@ _known: weakref.WeakValueDictionary[_Key, Tokenizer] = weakref.WeakValueDictiona
 _lock = threading.Lock()
 
 
+class Words:
+    """A model's hold on its tokenizer; at rest it holds only what it was, and the tokenizer may go.
+
+    Raises what ``load`` raises.
+    """
+
+    __slots__ = ("_key", "_model_dir", "_tokenizer")
+
+    def __init__(self, model_dir: Path) -> None:
+        self._model_dir = model_dir
+        self._key, found = _load(model_dir)
+        self._tokenizer: Tokenizer | None = found
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; do not change it."""
+        assert self._tokenizer is not None, "it is at rest"
+        return self._tokenizer
+
+    def rest(self) -> None:
+        """Let the tokenizer go."""
+        self._tokenizer = None
+
+    def wake(self) -> bool:
+        """Hold the same tokenizer again; False if the files hold another by now."""
+        with _lock:
+            found = _known.get(self._key)
+            if found is not None:
+                _keep(self._key, found)
+        if found is None:
+            key, found = _load(self._model_dir)
+            if key != self._key:
+                return False
+        self._tokenizer = found
+        return True
+
+
 def load(model_dir: Path) -> Tokenizer:
     """Return the tokenizer of the model in ``model_dir``, without truncation and padding; do not change it.
 
     From tokenizer.json, else BERT's vocab.txt, else GPT-2's vocab.json and merges.txt.
     Raises BadArchive when there is none or it is broken, Unsupported when its tokenizer_config.json asks for another.
     """
+    return _load(model_dir)[1]
+
+
+def _load(model_dir: Path) -> tuple[_Key, Tokenizer]:
     for names, build in _BUILDERS:
         if all((model_dir / name).is_file() for name in names):
             return _shared([(model_dir / name).read_bytes() for name in names], build, model_dir)
@@ -64,7 +105,7 @@ def cut(ids: list[int], limit: int, tail: int) -> list[int]:
     return ids if len(ids) <= limit else [*ids[: limit - tail], *ids[len(ids) - tail :]]
 
 
-def _shared(files: Sequence[bytes], build: Callable[..., Tokenizer], model_dir: Path) -> Tokenizer:
+def _shared(files: Sequence[bytes], build: Callable[..., Tokenizer], model_dir: Path) -> tuple[_Key, Tokenizer]:
     options: dict[str, Any] = {}
     if build is not _from_json:
         options = fields(model_dir, "tokenizer_config.json") | {_ADDED: fields(model_dir, f"{_ADDED}.json")}
@@ -82,7 +123,7 @@ def _shared(files: Sequence[bytes], build: Callable[..., Tokenizer], model_dir: 
             found.no_padding()
             _known[key] = found
         _keep(key, found)
-        return found
+        return key, found
 
 
 def _keep(key: _Key, used: Tokenizer) -> None:

@@ -14,7 +14,8 @@ BEGIN = """
     import torch, uvloop
     from safetensors.torch import save_file
     from container.memory import mapped
-    from container.memory.weights import WeightsChanged, open_weights
+    from container.memory.mapped import WeightsChanged
+    from container.memory.weights import open_weights
 
     torch.set_num_threads(2)
     folder = Path(sys.argv[1])

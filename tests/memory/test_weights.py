@@ -15,9 +15,10 @@ from container.errors import BadArchive, LargerThanTier
 from container.memory import sizes
 from container.memory.blocks import Blocks
 from container.memory.known import Known
+from container.memory.mapped import WeightsChanged
 from container.memory.regions import DeviceRegion, HostRegion
 from container.memory.sim import SimDevice
-from container.memory.weights import WeightsChanged, WeightsClosed, open_weights
+from container.memory.weights import WeightsClosed, open_weights
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from container.memory.sizes import checkpoint_bytes
 from tests.makers import tiny_bert
 from tests.server import Server, running, write_script
 
@@ -109,6 +111,69 @@ def test_an_archive_that_became_another_is_described_anew(server: Server) -> Non
     tiny_bert(folder, 1)
     server.invoke("other", TEXT)  # authors' code is not watched: what it has in memory answers until it sinks
     assert server.unload("other").status_code == 200
+
+
+def other_words(folder: Path) -> None:
+    words = (folder / "vocab.txt").read_text()
+    (folder / "vocab.txt").write_text(words.replace("\na\n", "\n_\n").replace("\nb\n", "\na\n").replace("_", "b"))
+
+
+def other_config(folder: Path) -> None:
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace("1e-12", "1e-01"))
+
+
+def other_recipe(folder: Path) -> None:
+    modules = [{"type": "sentence_transformers.models.Transformer"}, {"type": "sentence_transformers.models.Normalize"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def other_tensors(folder: Path) -> None:
+    tiny_bert(folder, 2)
+
+
+@pytest.mark.parametrize(
+    "change", [other_words, other_config, other_recipe, other_tensors], ids=lambda change: change.__name__
+)
+def test_what_was_changed_under_a_sunk_model_answers_when_it_rises(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    one = checkpoint_bytes(tiny_bert(tmp_path / "one"))
+    with running(tmp_path, BERTH_SHARING="off", BERTH_MEMORY_LIMIT=str(one + one // 2)) as server:
+        folder = tiny_bert(server.folder("sunk"), 1)
+        tiny_bert(server.folder("neighbour"), 3)
+        for name in ("sunk", "neighbour"):
+            server.load(name).raise_for_status()
+        for _ in range(2):  # down and up again without a change, as it was
+            old = server.invoke("sunk", TEXT).raise_for_status().json()
+            server.invoke("neighbour", TEXT).raise_for_status()
+        assert server.describe("sunk")["tier"] == "disk"
+        change(folder)
+        answer = server.invoke("sunk", TEXT).raise_for_status().json()
+        shutil.copytree(folder, server.folder("reference"), dirs_exist_ok=True)
+        server.load("reference").raise_for_status()
+        assert answer == server.invoke("reference", TEXT).raise_for_status().json()
+        assert answer != old
+
+
+def test_a_link_that_leads_to_another_version_is_followed_when_its_model_rises(tmp_path: Path) -> None:
+    one = checkpoint_bytes(tiny_bert(tmp_path / "one"))
+    with running(tmp_path, BERTH_SHARING="off", BERTH_MEMORY_LIMIT=str(one + one // 2)) as server:
+        versions = [tiny_bert(server.folder(f"v{seed}"), seed) for seed in (1, 2)]
+        link = versions[0].parent.with_name("current")
+        link.symlink_to(versions[0].parent)
+        tiny_bert(server.folder("neighbour"), 3)
+        for name in ("current", "neighbour"):
+            server.load(name).raise_for_status()
+        for _ in range(2):
+            server.invoke("current", TEXT).raise_for_status()
+            server.invoke("neighbour", TEXT).raise_for_status()
+        link.unlink()
+        link.symlink_to(versions[1].parent)
+        shutil.rmtree(versions[0])
+        answer = server.invoke("current", TEXT).raise_for_status().json()
+        server.load("v2").raise_for_status()
+        assert answer == server.invoke("v2", TEXT).raise_for_status().json()
 
 
 def broken(file: Path) -> None:

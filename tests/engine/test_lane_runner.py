@@ -1,0 +1,179 @@
+"""Models of ours come up, sink and rise again on real lanes: what stays of them, and what must not."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import shutil
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from container.archive.describe import describe
+from container.archive.manifest import Manifest
+from container.engine.runners import LaneRunner
+from container.memory.known import Known
+from container.memory.ledger import Segment
+from container.model.dispatch import Dispatcher
+from container.model.lanes import Lanes
+from container.model.ticket import Ticket
+from container.nets import tokenizer
+from container.payload import Payload
+from tests.makers import tiny_bert
+
+QUESTION = Payload(b'{"inputs": "a b c"}')
+
+
+class Stage:
+    """A runner with everything real under it."""
+
+    def __init__(self) -> None:
+        self.lanes = Lanes(1)
+        self.known = Known("cpu", allow_pickle=False, share=True)
+        threads = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.runner = LaneRunner(Dispatcher(self.lanes), *threads, "cpu", self.known, lambda name: 1 << 30)
+
+    async def load(self, name: str, folder: Path) -> Manifest:
+        manifest = describe(folder)
+        self.runner.prepare(name, manifest, 0)
+        await self.runner.bring_up(name, manifest)
+        return manifest
+
+    async def ask(self, name: str) -> list[float]:
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.runner.submit(name, Ticket(QUESTION, answered.set_result, 0.0))
+        answer = await answered
+        assert isinstance(answer, Payload), answer
+        vector: list[float] = msgspec.json.decode(answer.body)
+        return vector
+
+
+def on_stage(scenario: Callable[[Stage], Awaitable[None]]) -> None:
+    async def main() -> None:
+        stage = Stage()
+        await asyncio.wait_for(scenario(stage), 60)
+        stage.lanes.close()
+
+    asyncio.run(main())
+
+
+def mapped(folder: Path) -> bool:
+    return str(folder) in Path("/proc/self/maps").read_text()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tiny_bert(tmp_path / "a")
+    for path in made.iterdir():
+        os.utime(path, (1e9, 1e9))
+    return made
+
+
+def test_a_model_that_rises_again_reads_nothing_but_its_weights(folder: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        manifest = await stage.load("a", folder)
+        right, segments = await stage.ask("a"), stage.known.segments("a")
+        for _ in range(3):
+            await stage.runner.put_down("a", keep=True)
+            assert not mapped(folder)
+            assert (stage.known.segments("a"), stage.known.mapped_bytes(lambda name: True)) == ([], 0)
+            for path in folder.iterdir():
+                if path.suffix != ".safetensors":
+                    path.rename(path.with_suffix(".gone"))  # looking whether they changed is the engine's
+            assert stage.runner.again("a") == segments
+            up = await stage.runner.bring_up("a", manifest)
+            assert (up.segments, list(up.times_ms)) == (segments, ["rise"])
+            assert await stage.ask("a") == right
+            for path in folder.glob("*.gone"):
+                path.rename(path.with_suffix(".txt" if path.stem == "vocab" else ".json"))
+
+    on_stage(scenario)
+
+
+def test_a_model_put_down_for_good_leaves_nothing(folder: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.load("a", folder)
+        await stage.runner.put_down("a", keep=True)
+        await stage.runner.put_down("a")
+        assert stage.runner.again("a") is None
+        await stage.load("a", folder)
+        await stage.runner.put_down("a")
+        assert stage.runner.again("a") is None
+        assert not mapped(folder)
+
+    on_stage(scenario)
+
+
+@pytest.mark.parametrize("harm", ["written", "removed", "tokens"])
+def test_what_was_changed_under_a_sunk_model_is_not_used_again(folder: Path, tmp_path: Path, harm: str) -> None:
+    async def scenario(stage: Stage) -> None:
+        await stage.load("a", folder)
+        await stage.runner.put_down("a", keep=True)
+        weights = folder / "model.safetensors"
+        if harm == "written":
+            shutil.copy(tiny_bert(tmp_path / "b", 1) / weights.name, weights)
+        elif harm == "removed":
+            weights.unlink()
+        else:  # between the engine's look at the folder and this
+            tokenizer._kept.clear()
+            gc.collect()
+            (folder / "vocab.txt").write_text((folder / "vocab.txt").read_text().replace("##z", "##zz"))
+        assert stage.runner.again("a") is None
+        if harm != "removed":
+            await stage.load("a", folder)
+            await stage.load("fresh", folder)
+            assert await stage.ask("a") == await stage.ask("fresh")
+
+    on_stage(scenario)
+
+
+def test_two_copies_share_again_when_they_rise(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        folders = {name: tiny_bert(tmp_path / name, hidden=128) for name in "ab"}
+        manifests = {name: await stage.load(name, folder) for name, folder in folders.items()}
+        for name in "ab":
+            await stage.runner.join(name)
+        shared = stage.known.segments("b")
+        assert shared[0].id == stage.known.segments("a")[0].id != "a"
+        right = await stage.ask("b")
+        for _ in range(2):
+            await stage.runner.put_down("b", keep=True)
+            assert stage.runner.again("b") == shared, "it is reserved as what it shares already"
+            await stage.runner.bring_up("b", manifests["b"])
+            assert await stage.ask("b") == right
+        for name in "ab":
+            await stage.runner.put_down(name, keep=True)
+        assert stage.runner.again("a") == [Segment("a", sum(each.bytes for each in shared))], "nobody is there"
+
+    on_stage(scenario)
+
+
+def test_a_model_at_rest_keeps_no_tokenizer_and_few_bytes(tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        names = [f"m{number}" for number in range(20)]
+        for number, name in enumerate(names):
+            folder = tiny_bert(tmp_path / name, number, layers=12)
+            (folder / "vocab.txt").write_text((folder / "vocab.txt").read_text().replace("##z", f"##z{number}"))
+        await stage.load(names[0], tmp_path / names[0])
+        await stage.runner.put_down(names[0], keep=True)
+        tokenizer._kept.clear()
+        gc.collect()
+        before = set(tokenizer._known)
+        tracemalloc.start()
+        for name in names[1:]:
+            await stage.load(name, tmp_path / name)
+            await stage.runner.put_down(name, keep=True)
+        tokenizer._kept.clear()
+        gc.collect()
+        each = tracemalloc.get_traced_memory()[0] / (len(names) - 1)
+        tracemalloc.stop()
+        assert set(tokenizer._known) == before, "a tokenizer is kept by a sunk model"
+        assert each < 20_000
+
+    on_stage(scenario)
