@@ -76,6 +76,12 @@ def estimate(texts: Sequence[Text], limit: int) -> int:
     return sum(min(limit, 2 + (len(text) if isinstance(text, str) else sum(map(len, text))) // 4) for text in texts)
 
 
+def _short(text: Text, limit: int) -> Text:
+    """Return ``text`` without what cannot lie in its first ``limit`` tokens, and would take long to be cut off."""
+    end = limit * _CHARACTERS_PER_TOKEN
+    return text[:end] if isinstance(text, str) else (text[0][:end], text[1][:end])
+
+
 def _lowered(text: Text) -> Text:
     return text.lower() if isinstance(text, str) else (text[0].lower(), text[1].lower())
 
@@ -91,12 +97,10 @@ class BertEncoder:
         words = self._words.tokenizer
         sizes = words.get_vocab_size(with_added_tokens=False), words.get_vocab_size()
         self._vocabulary = Vocabulary(layout.config.vocab_size, *sizes)
-        self._cut_at = self.limit * _CHARACTERS_PER_TOKEN
 
     def tokenise(self, texts: Sequence[Text]) -> Sequence[Any]:
         """Return the encodings of ``texts`` (objects of ``tokenizers``), which hold ids and types."""
-        end = self._cut_at
-        short = [text[:end] if isinstance(text, str) else (text[0][:end], text[1][:end]) for text in texts]
+        short = [_short(text, self.limit) for text in texts]
         return self._words.tokenizer.encode_batch_fast([_lowered(text) for text in short] if self._lower else short)
 
     def prompt_tokens(self, prompt: str) -> int:
@@ -137,7 +141,7 @@ class TransformersEncoder:
         """Return the encodings of ``texts``: mappings from input name to a list."""
         return [
             self._tokenizer(*([text] if isinstance(text, str) else text), truncation=True, max_length=self.limit)
-            for text in (map(_lowered, texts) if self._lower else texts)
+            for text in (_short(_lowered(each) if self._lower else each, self.limit) for each in texts)
         ]
 
     def prompt_tokens(self, prompt: str) -> int:

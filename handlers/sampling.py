@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+#: A temperature that is 0 as a float32 would make 0 / 0 of the likeliest token's score.
+_COLDEST = 1e-30
+
 
 @dataclass(frozen=True, slots=True)
 class Taste:
@@ -71,7 +74,7 @@ def _one(logits: Tensor, row: Row) -> int:
     kept = min(taste.top_k or scores.numel(), scores.numel())
     best, numbers = scores.topk(kept)  # sorted, the likeliest first
     # Its score taken off, or a temperature near 0 would make infinities.
-    probabilities = ((best - best[0]) / taste.temperature).softmax(0).cpu()
+    probabilities = ((best - best[0]) / max(taste.temperature, _COLDEST)).softmax(0).cpu()
     if taste.top_p < 1.0:
         before = probabilities.cumsum(0) - probabilities
         probabilities = probabilities[before < taste.top_p]  # the first is always kept: nothing is before it

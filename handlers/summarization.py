@@ -31,6 +31,8 @@ Count = Annotated[int, Meta(ge=0, le=1 << 20)]
 
 #: Texts in one request.
 _MAX_TEXTS = 64
+#: More than any text has that fits; longer ones are not worth tokenising to count, which may take a minute.
+_CHARACTERS_PER_TOKEN = 256
 #: Beams times texts in one run: their caches lie in memory side by side.
 _MAX_ROWS = 32
 
@@ -112,6 +114,13 @@ class Summarization(Handler):
     def _tokens(self, where: str, text: str, cut: bool) -> list[int]:
         if not text.strip():
             raise BadInput(f"{where} is empty; there is nothing to summarise")
+        most = self._limit * _CHARACTERS_PER_TOKEN
+        if len(text) > most and not cut:
+            raise BadInput(
+                f"{where} is {len(text)} characters, the model reads {self._limit} tokens; shorten it, or send "
+                '"truncation": true to have its end cut off'
+            )
+        text = text[:most]
         ids: list[int] = self._tokenizer(self._prefix + text, truncation=cut, max_length=self._limit)["input_ids"]
         self._vocabulary.check([ids])
         if len(ids) > self._limit:

@@ -41,6 +41,9 @@ _ABSENT = (
 
 #: Prompts in one request; each takes its share of one cache or waits for it.
 _MAX_PROMPTS = 256
+#: Texts that end a generation, and the characters of one: they are looked for after every token of every prompt.
+_MAX_STOPS = 64
+_MAX_STOP_CHARACTERS = 1024
 #: Far more than any token has (GPT-2's longest is 128 spaces).
 _CHARACTERS_PER_TOKEN = 1024
 
@@ -133,6 +136,11 @@ class TextGeneration(Handler):
         prompts = self._generator.tokenise(texts)
         given_stops = (wanted.stop, wanted.stop_sequences)
         stops = [stop for each in given_stops for stop in ([each] if isinstance(each, str) else each)]
+        if len(stops) > _MAX_STOPS or max(map(len, stops), default=0) > _MAX_STOP_CHARACTERS:
+            raise BadInput(
+                f"parameter stop holds {len(stops)} texts, the longest of {max(map(len, stops))} characters; at most "
+                f"{_MAX_STOPS} of {_MAX_STOP_CHARACTERS} characters are looked for after each token"
+            )
         if "" in stops:
             raise BadInput("parameter stop holds an empty text, which would stop everything at once")
         room = [_room(wanted, f"inputs[{i}]", len(prompt), self._generator.limit) for i, prompt in enumerate(prompts)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from container.errors import BadArchive, BadInput
+from container.nets.config import fields
 
 
 class Vocabulary:
@@ -48,6 +49,10 @@ def tokenizer_of(model_dir: Path) -> Any:
         raise BadArchive(missing) from error
     if set(found.get_vocab()) <= set(found.all_special_tokens):
         raise BadArchive(missing)
+    if found.pad_token is None:  # it never had to pad, but texts that come together must; the mask leaves it out
+        told = fields(model_dir).get("pad_token_id")
+        spare = found.convert_ids_to_tokens(told) if isinstance(told, int) and 0 <= told < len(found) else None
+        found.pad_token = spare or found.eos_token or found.unk_token
     return found
 
 

@@ -92,6 +92,7 @@ def test_a_seed_gives_the_same_summary_whoever_is_in_the_batch_and_none_gives_an
     [
         ({"inputs": " "}, "inputs[0] is empty"),
         ({"inputs": "the ship " * 99}, 'the model reads 64; shorten it, or send "truncation": true'),
+        ({"inputs": "the ship " * 99_999}, "899991 characters, the model reads 64 tokens"),
         ({"inputs": "a", "parameters": {"max_length": 65}}, "a summary of 65 tokens is asked for"),
         ({"inputs": "a", "parameters": {"max_new_tokens": 64}}, "a summary of 65 tokens is asked for"),
         ({"inputs": "a", "parameters": {"num_beam": 2}}, "did you mean num_beams?"),

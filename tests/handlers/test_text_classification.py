@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -112,15 +114,49 @@ def test_the_example_is_answered(six):
     assert [len(row) for row in six.predict([six.decode(TextClassification.example)])[0]] == [5, 5]
 
 
-def test_another_family_is_served_by_transformers(tmp_path):
+def test_another_family_is_served_by_transformers(distil):
+    handler = loaded(TextClassification(), distil)
+    assert (handler.reentrant, TextClassification.native(distil)) == (False, False)
+    pipe = transformers.pipeline("text-classification", model=str(distil), device="cpu", top_k=5)
+    for found, wanted in zip(ask(handler, TEXTS), pipe(TEXTS), strict=True):
+        check_same(found, wanted)
+
+
+@pytest.fixture
+def distil(tmp_path):
     roberta_like(tmp_path)
     torch.manual_seed(3)
     config = transformers.AutoConfig.from_pretrained(str(tmp_path), num_labels=3)
     transformers.DistilBertForSequenceClassification(config).save_pretrained(tmp_path)
-    handler = loaded(TextClassification(), tmp_path)
-    assert (handler.reentrant, TextClassification.native(tmp_path)) == (False, False)
-    pipe = transformers.pipeline("text-classification", model=str(tmp_path), device="cpu", top_k=5)
-    for found, wanted in zip(ask(handler, TEXTS), pipe(TEXTS), strict=True):
+    return tmp_path
+
+
+def test_no_family_tokenises_what_it_will_not_read(distil):
+    handler = loaded(TextClassification(), distil)
+    tokenise, given = handler._encoder._tokenizer, []
+
+    class Counting:
+        def __call__(self, *texts, **options):
+            given.extend(map(len, texts))
+            return tokenise(*texts, **options)
+
+        def __getattr__(self, name):
+            return getattr(tokenise, name)
+
+    handler._encoder._tokenizer = Counting()
+    check_same(ask(handler, "berth " * 100_000), ask(handler, "berth " * 400))
+    assert given == [256 * handler._encoder.limit, 2400]
+
+
+def test_a_tokenizer_that_never_had_to_pad_pads_texts_that_come_together(distil):
+    words = json.loads((distil / "tokenizer.json").read_text())
+    settings = json.loads((distil / "tokenizer_config.json").read_text())
+    whole = loaded(TextClassification(), distil)
+    (distil / "tokenizer.json").write_text(json.dumps(words | {"padding": None}))
+    kept = {name: value for name, value in settings.items() if name != "pad_token"}
+    (distil / "tokenizer_config.json").write_text(json.dumps(kept | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    handler = loaded(TextClassification(), distil)
+    for found, wanted in zip(ask(handler, TEXTS), ask(whole, TEXTS), strict=True):
         check_same(found, wanted)
 
 

@@ -161,6 +161,8 @@ def test_the_end_token_ends_the_text_and_is_not_shown(tmp_path, ours, path):
         ({"top_k": -1}, "parameter top_k is a number, -1"),
         ({"seed": -1}, "parameter seed is a number, -1"),
         ({"stop": [1]}, "parameter stop is a list of 1"),
+        ({"stop": ["x"] * 65}, "parameter stop holds 65 texts, the longest of 1 characters; at most 64"),
+        ({"stop": ["x", "y" * 1025]}, "parameter stop holds 2 texts, the longest of 1025 characters"),
         ({"stop": [""]}, "parameter stop holds an empty text"),
         ({"max_tokens": 3}, r"unknown parameter 'max_tokens'; did you mean max_new_tokens\?"),
         ({"num_return_sequences": 2}, r"parameter num_return_sequences \(a number, 2\) is not done here"),
@@ -282,8 +284,11 @@ print("transformers" in sys.modules)
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
-def test_a_temperature_near_zero_is_greedy(ours):
-    assert written(ours, PROMPTS[0], do_sample=True, temperature=1e-30) == written(ours, PROMPTS[0])
+@pytest.mark.parametrize("temperature", [1e-30, 1e-300])
+def test_a_temperature_near_zero_is_greedy(ours, temperature):
+    greedy = written(ours, PROMPTS[0])
+    assert written(ours, PROMPTS[0], do_sample=True, temperature=temperature) == greedy
+    assert written(ours, PROMPTS[0], do_sample=True, temperature=temperature, top_p=1e-12) == greedy
 
 
 @pytest.mark.parametrize(
