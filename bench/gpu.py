@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from bench import machine
+from bench.disk import forget_cached, raw_read
 from bench.gpu_stage import (
     BASE,
     GIB,
@@ -31,8 +32,6 @@ from bench.gpu_stage import (
     bandwidth,
     by_hand,
     bytes_of,
-    forget_cached,
-    raw_read,
     rise,
     rise_beside_work,
     stage_in,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -158,37 +156,7 @@ def _buffers(stage: Stage, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return _kept[size]
 
 
-def forget_cached(path: Path) -> None:
-    """Take ``path`` out of the page cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
-
-
 def stock_load(stage: Stage, path: Path) -> None:
     tensors = load_file(path, device=stage.device.compute)
     stage.device.mark().synchronize()
     del tensors
-
-
-def raw_read(path: Path, readers: int, piece: int = 8 * MIB) -> float:
-    """Return bytes a second of reading ``path`` past the page cache with ``readers`` threads; buffered if refused."""
-    forget_cached(path)
-    size = path.stat().st_size
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    except OSError:
-        descriptor = os.open(path, os.O_RDONLY)
-    buffers = [mmap.mmap(-1, piece) for _ in range(readers)]
-    for buffer in buffers:
-        buffer.write(bytes(piece))
-
-    def read(reader: int) -> None:
-        for start in range(reader * piece, size, readers * piece):
-            os.preadv(descriptor, [buffers[reader]], start)
-
-    with ThreadPoolExecutor(readers) as pool:
-        took = timed(lambda: list(pool.map(read, range(readers))))
-    os.close(descriptor)
-    return size / took

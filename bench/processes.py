@@ -93,6 +93,18 @@ def pss_bytes(pids: list[int], kind: str = "Pss") -> int:
     return total
 
 
+def disk_bytes(pids: list[int]) -> int:
+    """Return the bytes that ``pids`` so far had the disk read, their page faults and read-ahead included."""
+    total = 0
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+        except OSError:
+            continue
+        total += next(int(line.split()[1]) for line in lines if line.startswith("read_bytes:"))
+    return total
+
+
 def end(root: int, marker: str, patience_s: float = 30.0) -> None:
     """End what runs under ``marker``: SIGTERM to ``root``, then by pid whatever is left after ``patience_s``."""
     _signal(root, signal.SIGTERM)

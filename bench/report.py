@@ -54,7 +54,7 @@ class Goal:
     @staticmethod
     def ratio(figure: str, ratio: Ratio, goal: float, sense: Literal["least", "most"] = "least") -> Goal:
         """Return the goal that a ratio is at least, or at most, ``goal``."""
-        return Goal(figure, f"at {sense} {goal:g} x", ratio.text(), ratio.verdict(goal, sense))
+        return Goal(figure, f"at {sense} {goal:g} x", ratio.text(goal), ratio.verdict(goal, sense))
 
     @staticmethod
     def most(figure: str, series: Series, goal: float, unit: str, digits: int = 1) -> Goal:

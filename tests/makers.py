@@ -94,3 +94,10 @@ def vast_bert(folder: Path, nbytes: int = 1 << 30) -> None:
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text + data)
         out.truncate(8 + len(text) + end)
+
+
+def resident_bytes(path: Path) -> int:
+    """How much of the mapping of ``path`` is there to be read without a fault."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if line.endswith(str(path)))
+    return next(int(line.split()[1]) << 10 for line in lines[at:] if line.startswith("Rss:"))

@@ -6,16 +6,18 @@ import json
 import sys
 from typing import Any, ClassVar
 
+from bench.groups import Group
 from bench.peers.server import Server
 
 
 class Berth(Server):
-    """One berth. settings: further ``BERTH_*`` variables."""
+    """One berth. settings: further ``BERTH_*`` variables. within: the control group to run in."""
 
     name: ClassVar[str] = "berth"
 
-    def __init__(self, settings: dict[str, str] | None = None) -> None:
+    def __init__(self, settings: dict[str, str] | None = None, within: Group | None = None) -> None:
         super().__init__()
+        self.within = within
         self.settings = settings or {}
 
     def command(self) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from bench import archives, processes
+from bench.groups import Group
 from bench.load import Call
 from bench.machine import ROOT
 
@@ -41,6 +42,8 @@ class Server:
         self.port = _free_port()
         #: Seconds from starting the process to the first 200 of /ping; set by ``start``.
         self.started_s = 0.0
+        #: The control group that its processes run in.
+        self.within: Group | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
@@ -68,10 +71,11 @@ class Server:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         inherited["PYTHONPATH"] = str(ROOT)
         environment = {**inherited, **self.environment(), processes.MARKER: self.marker}
+        command = self.command() if self.within is None else self.within.entering(self.command())
         began = time.monotonic()
         with (self.folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                self.command(), cwd=self.folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
         while time.monotonic() - began < self.start_limit_s:
             if self._process.poll() is not None:

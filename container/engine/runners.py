@@ -172,10 +172,12 @@ class LaneRunner(OnLanes):
         return self._known.segments(name)
 
     async def bring_up(self, name: str, manifest: Manifest) -> Up:
-        """Load on a loader thread if it has not come up again as it was, then accept requests."""
+        """Load on a loader thread if it has not come up again as it was, have it read, then accept requests."""
         there = self._opened.get(name)
         if there is None:
             there = self._opened[name] = _Open(await self._load(name, manifest))
+        if self._known.reads_ahead(name):
+            await self._on(self._loaders, functools.partial(self._known.read_ahead, name))
         opened, batch = there.opened, manifest.settings.batch
         self._dispatcher.open(
             name,

@@ -23,6 +23,9 @@ from container.memory.ledger import Segment
 from container.memory.mapped import WeightsChanged
 from container.memory.weights import CHANGED_QUIET_S, QUIET_S, WeightMap, open_weights
 
+#: Smaller files the kernel brings at the first touch.
+AHEAD_BYTES = 8 << 20
+
 
 @dataclass(slots=True)
 class _Held:
@@ -86,6 +89,17 @@ class Known:
             return False
         self._meet(name, held)
         return True
+
+    def reads_ahead(self, name: str) -> bool:
+        """Whether ``name`` has so much left in its files that fetching it page by page would keep a batch waiting."""
+        held = self._held.get(name)
+        return held is not None and held.weights.mapped_bytes >= max(AHEAD_BYTES, held.weights.bytes // 2)
+
+    def read_ahead(self, name: str) -> None:
+        """Have the files of ``name`` read, on the caller's thread, as fast as they come."""
+        held = self._held.get(name)
+        if held is not None:
+            held.weights.read_ahead()
 
     def rest(self, name: str) -> bool:
         """Let go of all memory of ``name``, but for what opens it ``again``; False if reading it anew is no slower."""

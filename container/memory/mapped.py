@@ -34,6 +34,10 @@ Identity = tuple[int, int, int, int]
 GONE: Identity = (0, 0, 0, 0)
 
 _MAP_FIXED = 0x10
+#: Since Linux 5.14; not in Python's mmap before 3.14.
+_MADV_POPULATE_READ = 22
+#: What is asked for at a time: the kernel holds the process's memory map meanwhile, and others may want to change it.
+_PIECE_BYTES = 8 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
@@ -82,8 +86,22 @@ class MappedFile:
         self._opened_as = opened_as
         self._storages = [storage for storage in storages if storage.nbytes()]
         self._covered = False
+        if self._storages:  # read and mapped in pieces of 2 MiB, where the file system can: a fifth of the work
+            _libc.madvise(*self._extent(), mmap.MADV_HUGEPAGE)
         with _lock:
             _all.add(self)
+
+    def read_ahead(self) -> None:
+        """Have the whole file read, as fast as it comes, and mapped; a batch would fetch it piece by piece, waiting.
+
+        What cannot be read (an older kernel, a file that was cut) is left to whoever touches it.
+        """
+        if not self._storages or self._covered:
+            return
+        start, size = self._extent()
+        for at in range(0, size, _PIECE_BYTES):
+            if _libc.madvise(start + at, min(_PIECE_BYTES, size - at), _MADV_POPULATE_READ):
+                return
 
     def cover(self) -> bool:
         """If the file was changed, put zeros where it is mapped; return whether that was done just now."""

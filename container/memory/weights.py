@@ -142,6 +142,11 @@ class WeightMap(Mapping[str, torch.Tensor]):
             for path, header in zip(self._checkpoint.files, known, strict=True)
         ]
 
+    def read_ahead(self) -> None:
+        """Have the files read now, on the caller's thread; see ``mapped.MappedFile``."""
+        for file in list(self._files):
+            file.read_ahead()
+
     def close(self) -> None:
         """Let go of every tensor and mapping; memory is back once nobody else holds a tensor."""
         for file in self._files:

@@ -19,6 +19,7 @@ from container.memory.mapped import WeightsChanged
 from container.memory.regions import DeviceRegion, HostRegion
 from container.memory.sim import SimDevice
 from container.memory.weights import WeightsClosed, open_weights
+from tests.makers import resident_bytes
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -365,3 +366,20 @@ def test_a_pickle_over_the_limit_of_a_device_is_refused_unread(tmp_path):
     blocks = Blocks(sim, HostRegion(sim, 1 << 20), DeviceRegion(sim, 1 << 10), readers, allow_pickle=True, share=True)
     with pytest.raises(LargerThanTier, match="takes about 16000 bytes and the limit of the device is 1024"):
         blocks.prepare("old", Manifest("folder", str(tmp_path), "", settings=Berth()))
+
+
+def test_reading_ahead_brings_the_whole_file_and_a_file_that_was_cut_is_left_to_the_check(tmp_path):
+    file = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(5 << 20)}, file)
+    weights = open_weights(tmp_path)
+    assert resident_bytes(file) < 20 << 20
+    weights.read_ahead()
+    assert resident_bytes(file) >= 20 << 20
+    assert bool((weights["w"] == 1).all())
+
+    os.truncate(file, 1 << 20)
+    weights.read_ahead()
+    with pytest.raises(WeightsChanged):
+        weights.check()
+    weights.close()
+    weights.read_ahead()
