@@ -19,6 +19,7 @@ from container.errors import (
     Failure,
     Internal,
     ModelNotFound,
+    NeedsOwnProcess,
     OutOfMemory,
     Quarantined,
     QueueFull,
@@ -154,7 +155,7 @@ class Calls:
 
         def settle(result: Payload | Failure) -> None:
             """Count the request as done and answer it; one that ran out of memory may be kept for a second try."""
-            if isinstance(result, Failure) and result.code == OutOfMemory.code and self._starve(model, ticket):
+            if isinstance(result, Failure) and self._tries_again(model, ticket, result.code):
                 return
             model.in_flight -= 1
             self._ledger.touch(model.name, time.monotonic())
@@ -176,6 +177,15 @@ class Calls:
     def _hand(self, model: Model, ticket: Ticket) -> None:
         assert model.runner is not None
         model.runner.submit(model.name, ticket)
+
+    def _tries_again(self, model: Model, ticket: Ticket, code: str) -> bool:
+        """Keep a request that failed for another try, with room made or in another process; False if it is over."""
+        if code == NeedsOwnProcess.code and ticket.give_back is not None and ticket.may_repeat:
+            self._residence.move_apart(model)
+            ticket.give_back(ticket)
+            self.settled(model)
+            return True
+        return code == OutOfMemory.code and self._starve(model, ticket)
 
     def _starve(self, model: Model, ticket: Ticket) -> bool:
         """A request ran out of memory: keep it for a second try with room made. False if it has had that."""

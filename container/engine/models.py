@@ -29,8 +29,8 @@ class Model:
     stamp: what its folder was when it was described (``archive/tree``). waiting: requests that came while the bytes
     were not on the device. in_flight: requests handed to the runner and not answered yet. loading: set while the first
     load runs, so that others can wait for its end. kept: the supervisor knows of it, for the next engine. stale: its
-    files are not those that it was brought up from. starved: requests that ran out of memory and wait for their second
-    try. origin: the archive that the folder at ``url`` was unpacked from.
+    files, or its place, are not those that it was brought up from. starved: requests that ran out of memory and wait
+    for their second try. origin: the archive that the folder at ``url`` was unpacked from.
     """
 
     name: str

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from container import log
 from container.engine.calls import Calls
-from container.engine.lifecycle import Life
+from container.engine.lifecycle import Life, Residency
 from container.engine.models import Model, Registry
 from container.engine.residence import Residence
 from container.errors import Quarantined
@@ -69,10 +69,11 @@ class Quarantine:
         self._tell(mark)
 
     def set_apart(self, model: Model, why: str) -> None:
-        """Give ``model`` a process of its own from its next rise on."""
+        """Give ``model`` a process of its own from its next rise on; while it is up, somebody has to renew it."""
         _log.warning("model %s gets a process of its own: %s", model.name, why)
         self._mark(model, apart=True)
-        model.runner = None
+        if model.residency is Residency.DISK:
+            model.runner = None
 
     def on_lost(self, names: list[str], inside: list[Inside], how: str, process: str, *, alone: bool) -> None:
         """A child died: its models are on disk now, and whoever it died in is judged.

@@ -58,11 +58,18 @@ class Residence:
         self._join(model)
 
     async def renew(self, model: Model) -> None:
-        """Take ``model``, whose files have changed, from the device once nothing of it runs; it can rise anew then."""
+        """Take ``model``, whose files or place changed, from the device once nothing of it runs; it can rise anew."""
         while model.held:
             await asyncio.sleep(0.001)
         await self.leave(model.name)
+        model.runner = None  # chosen by the next ``look``
         model.stale = False
+
+    def move_apart(self, model: Model) -> None:
+        """Have ``model``, which is up among others and cannot answer there, rise anew in a process of its own."""
+        if not model.stale:
+            self.set_apart(model, "its code looked for one of its own modules in vain while it answered")
+            model.stale = True
 
     async def sink(self, name: str, tier: Tier = Tier.DEVICE) -> int:
         """Take ``name`` from the device; return the bytes that are free by then: those that nobody else uses.

@@ -13,8 +13,8 @@ Pickles know classes by bare names (``utils.Net``). While an archive loads (``al
 aliases in ``sys.modules``, under one lock, only for names that no installed package has, gone when the load ends.
 In a process that one archive has for itself (``live_alone``) they are found for good, on every thread.
 Does not cover: bare names in pickles read after the load in a process that archives share, or by other threads there
-(a load that fails for this is tried again in a process of its own); extension modules that can be loaded once per
-process.
+(what fails for this is tried again in a process of its own, ``model/apart``); extension modules that can be loaded once
+per process.
 """
 
 from __future__ import annotations
@@ -169,9 +169,11 @@ class Namespace:
         head = name.partition(".")[0]
         try:
             # C code (pickle) asks with an empty list, and looks into sys.modules under the bare name afterwards.
-            by_c = type(fromlist) is list and not fromlist and _finder.serves(self)
-            if level or by_c or not self.at_home(head):
+            by_c = type(fromlist) is list and not fromlist and not level
+            if level or (by_c and _finder.serves(self)) or not self.at_home(head):
                 return _import(name, globals, locals, fromlist or (), level)
+            if by_c and name not in sys.modules:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
             module = _import(f"{self.root}.{name}", globals, locals, fromlist or (), 0)
             return module if fromlist else sys.modules[f"{self.root}.{head}"]
         except ModuleNotFoundError as error:
@@ -327,10 +329,15 @@ def restore(carried: list[tuple[str, list[str]]]) -> None:
             Namespace("", Path(paths[0]), root).paths.extend(paths[1:])
 
 
+def home_of(scope: dict[str, Any]) -> Namespace | None:
+    """Return the archive that a module with the globals ``scope`` belongs to, None if to none."""
+    own = scope.get("__builtins__")
+    return own.get(_OWNER) if isinstance(own, dict) else None
+
+
 def _import_module_at_home(name: str, package: str | None = None) -> ModuleType:
     """``importlib.import_module``, which for a caller inside an archive looks at home first."""
-    scope = sys._getframe(1).f_globals.get("__builtins__")
-    namespace = scope.get(_OWNER) if isinstance(scope, dict) else None
+    namespace = home_of(sys._getframe(1).f_globals)
     if namespace is None or name.startswith(".") or not namespace.at_home(name.partition(".")[0]):
         return _import_module(name, package)
     try:

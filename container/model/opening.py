@@ -16,9 +16,9 @@ from typing import Any
 
 from container import log
 from container.archive.manifest import Manifest
-from container.errors import NeedsOwnProcess, ServingError
+from container.errors import ServingError
 from container.handler import Context, Handler, Weights
-from container.model import adopt, attempt, blame, guard, imports
+from container.model import adopt, apart, attempt, blame, guard
 from container.model.imports import Namespace
 from container.model.resolve import combine, resolve
 from container.payload import Payload
@@ -55,21 +55,10 @@ class _Opening:
         result = attempt.call(blame.while_loading, function, *arguments)
         self.times_ms[phase] = round((time.perf_counter() - started) * 1e3, 3)
         if isinstance(result, ServingError):
-            result = self._or_apart(result)
+            result = apart.judge(result, self.namespace) if self.namespace is not None else result
             attempt.log_cause(result, self.name, phase)
             raise result from None  # the cause is logged; its frames would keep half a model in memory
         return result
-
-    def _or_apart(self, error: ServingError) -> ServingError:
-        """Return ``error``, or that a process of its own would help: its own module was not found among others'."""
-        cause = error.__cause__
-        if not isinstance(cause, ModuleNotFoundError) or self.namespace is None or imports.alone():
-            return error
-        if not self.namespace.lacks(cause.name):
-            return error
-        apart = NeedsOwnProcess(f"{error.message}; {cause.name} is in code/, where only this archive's code finds it")
-        apart.__cause__ = cause
-        return apart
 
     def recording(self, context: Context) -> Context:
         """Return ``context`` with an open_weights that remembers what it opened, for its bytes."""

@@ -17,7 +17,7 @@ from typing import Any
 from container import log
 from container.errors import BadAnswer, Failure, OutOfMemory, ServingError
 from container.handler import Claim, Handler, Parts, Ready
-from container.model import adopt, attempt, blame, guard, v2_bridge
+from container.model import adopt, apart, attempt, blame, guard, v2_bridge
 from container.model.batches import cut
 from container.payload import Payload
 
@@ -206,6 +206,7 @@ def _ask(request_id: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _failure(error: ServingError, handler: Handler, phase: str) -> Failure:
     """Return ``error`` as it travels, its cause logged and let go: the frames of its traceback hold the batch."""
+    error = apart.judge(error, None)
     attempt.log_cause(error, handler.registered_name, phase)
     error.__cause__ = error.__context__ = error.__traceback__ = None
     return error.to_failure()

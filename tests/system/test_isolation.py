@@ -290,6 +290,42 @@ def test_what_finds_its_own_modules_only_in_a_process_of_its_own_gets_one(server
     assert not living(server.family(), "own-")
 
 
+UNPICKLES_LATE = """
+import os, pathlib, pickle, time
+
+def model_fn(model_dir):
+    return pathlib.Path(model_dir, "net.pkl")
+
+def predict_fn(data, path):
+    time.sleep(0.1)
+    if data == "lacks":
+        return pickle.loads(b"cnowhere\\nNet\\n(tR.")
+    return {"doubled": pickle.loads(path.read_bytes()).double(data), "pid": os.getpid()}
+"""
+
+
+def test_what_lacks_a_module_of_its_own_only_when_it_answers_is_answered_from_a_process_of_its_own(
+    server: Server, neighbours: list[str]
+) -> None:
+    folder = write_script(server.folder("late"), UNPICKLES_LATE, net=NET)
+    (folder / "net.pkl").write_bytes(b"cnet\nNet\n(tR.")
+    server.load("late").raise_for_status()
+    lacking = server.invoke("late", "lacks")
+    assert (lacking.status_code, lacking.json()["reason"]) == (500, "model.failed"), "no process would help"
+    assert not living(server.family(), "own-")
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda number: server.invoke("late", number), range(6)))
+    assert [answer.status_code for answer in answers] == [200] * 6, [answer.text for answer in answers]
+    assert [answer.json()["doubled"] for answer in answers] == [0, 2, 4, 6, 8, 10]
+    (alone,) = {answer.json()["pid"] for answer in answers}
+    assert alone != server.pid_of("guests")
+    assert server.describe("late")["bytes"] > 1 << 20, "all of the process is booked"
+    assert server.log().count("model late gets a process of its own") == 1
+    assert server.invoke("fine", 5).json() == 5
+    server.unload("late").raise_for_status()
+    assert not living(server.family(), "own-")
+
+
 def test_code_that_kills_its_process_while_loading_fails_the_load_with_the_cause(
     server: Server, neighbours: list[str]
 ) -> None:
