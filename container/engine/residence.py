@@ -24,6 +24,7 @@ class Residence:
         self._keeper = keeper
         self._ledger = keeper.ledger
         self._joining: dict[str, asyncio.Task[None]] = {}
+        self._moving: set[str] = set()
         self.promotions = 0
         #: Reads the folder anew and writes into the ledger what it will take; sets manifest and runner.
         self.look: Callable[[Model], Awaitable[None]]
@@ -51,6 +52,7 @@ class Residence:
             raise
         self.promotions += 1
         model.stale = False
+        self._moving.discard(model.name)
         model.reside("at_device")
         self._keeper.changed()  # it may go again from here on, and somebody may wait for that
         await self._keeper.fit(model.name)
@@ -62,13 +64,16 @@ class Residence:
         while model.held:
             await asyncio.sleep(0.001)
         await self.leave(model.name)
-        model.runner = None  # chosen by the next ``look``
+        if model.name in self._moving:
+            self._moving.discard(model.name)
+            model.runner = None  # which keeps nothing of authors' models; the next ``look`` chooses another
         model.stale = False
 
     def move_apart(self, model: Model) -> None:
         """Have ``model``, which is up among others and cannot answer there, rise anew in a process of its own."""
         if not model.stale:
             self.set_apart(model, "its code looked for one of its own modules in vain while it answered")
+            self._moving.add(model.name)
             model.stale = True
 
     async def sink(self, name: str, tier: Tier = Tier.DEVICE) -> int:
