@@ -134,8 +134,8 @@ class Calls:
         if model.pace.too_late(waiting, left_s):
             wait_s = model.pace.wait_s(waiting)
             raise QueueFull(
-                f"model {model.name!r} would answer in about {wait_s:.1f} s, and this request may wait {left_s:.1f} s; "
-                "try again",
+                f"model {model.name!r} would begin with this request in about {wait_s:.1f} s, "
+                f"too late for the {left_s:.1f} s that it may take; try again",
                 retry_after_s=wait_s,
             )
 
