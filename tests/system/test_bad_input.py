@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +153,32 @@ def test_code_that_raises_at_import_at_load_and_at_predict(server: Server) -> No
     server.unload("predict_raises").raise_for_status()
     lines = [line for line in server.log_lines() if "not today" in line.get("traceback", "")]
     assert len(lines) == 1, lines
+
+
+@pytest.mark.parametrize(
+    ("raises", "status", "reason", "word"),
+    [
+        ("OSError('no card')", 500, "model.load_failed", "no card"),
+        ("SystemExit(1)", 500, "model.load_failed", "SystemExit"),
+        ("MemoryError()", 507, "memory.exhausted", "memory"),
+    ],
+)
+def test_a_service_class_whose_initialize_raises_is_not_loaded(
+    server: Server, raises: str, status: int, reason: str, word: str
+) -> None:
+    """multi-model-server swallowed it, and said 200 for a model that could not answer."""
+    folder = server.folder(f"initialize_{word.replace(' ', '_')}")
+    (folder / "MAR-INF").mkdir(parents=True)
+    manifest = {"model": {"modelName": "a", "handler": "service", "serializedFile": ""}}
+    (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest))
+    service = (
+        f"class Service:\n def initialize(self, context):\n  raise {raises}\n def handle(self, data, context): ...\n"
+    )
+    (folder / "service.py").write_text(service)
+    name = folder.parent.name
+    check_refused(server.load(name), status, reason, word)
+    assert server.http.get(f"/models/{name}").status_code == 404
+    check_refused(server.invoke(name, 1), 404, "model.not_found")
 
 
 def test_too_few_answers_is_the_models_fault_with_both_numbers(server: Server) -> None:

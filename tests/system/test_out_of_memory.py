@@ -243,6 +243,28 @@ def test_who_waits_for_room_gets_it_as_soon_as_a_model_that_nobody_calls_has_com
             assert load.result().status_code == 200
 
 
+def test_a_model_that_makes_way_before_its_load_is_answered_is_loaded_all_the_same(tmp_path: Path) -> None:
+    """Three models load at the same moment where one has room: the first two sink as soon as they have come up."""
+    names = [f"m{number}" for number in range(3)]
+    with running(tmp_path, BERTH_MEMORY_LIMIT="1000") as server:
+        for name in names:
+            ballast(server, name, 700, load_s=0.1, timeout_s=20.0)
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            for _ in range(5):
+                loads = [pool.submit(server.load, name) for name in names]
+                calls = [pool.submit(server.invoke, name, 0) for name in names]
+                assert [load.result().status_code for load in loads] == [200] * 3, [
+                    load.result().text for load in loads
+                ]
+                assert {call.result().status_code for call in calls} <= {200, 404}, "404: asked before its load was"
+                assert server.names() == names
+                assert [server.invoke(name, 0).status_code for name in names] == [200] * 3
+                assert sum(server.describe(name)["tier"] == "device" for name in names) == 1
+                for name in names:
+                    assert server.unload(name).status_code == 200
+                assert booked(server) == 0
+
+
 def test_callers_that_give_up_while_their_model_rises_do_not_keep_it_from_sinking(tmp_path: Path) -> None:
     with running(tmp_path, BERTH_MEMORY_LIMIT="1000") as server:
         ballast(server, "slow", 700, load_s=1.0)
