@@ -8,6 +8,7 @@ oracle knows every popularity and keeps the models up that are worth most per by
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,6 +131,37 @@ def replay(
         book.touch(name, float(number))
     counted = len(work.trace) - counted_from
     return Outcome(hits / counted, saved / spent, planning_s / max(1, plans) * 1e6)
+
+
+def foresight(work: Workload, room_models: int, counted_from: int = MODELS * WARM) -> float:
+    """Return the hits of who knows the trace itself: Belady's rule, the one asked for again last gives way.
+
+    For models of one size. Every model that is asked for comes up, as in a server. Nobody can do better.
+    """
+    again = _next_calls(work.trace)
+    up: dict[int, int] = {}
+    last: list[tuple[int, int]] = []  # (-next call, model), some of them out of date
+    hits = 0
+    for number, model in enumerate(work.trace):
+        if model in up:
+            hits += number >= counted_from
+        elif len(up) == room_models:
+            while up.get(last[0][1]) != -last[0][0]:
+                heapq.heappop(last)
+            del up[heapq.heappop(last)[1]]
+        up[model] = again[number]
+        heapq.heappush(last, (-again[number], model))
+    return hits / (len(work.trace) - counted_from)
+
+
+def _next_calls(trace: Sequence[int]) -> list[int]:
+    """Return for each request which one asks for the same model next; one after all others if none does."""
+    seen: dict[int, int] = {}
+    again = [0] * len(trace)
+    for number in range(len(trace) - 1, -1, -1):
+        again[number] = seen.get(trace[number], len(trace) + number)
+        seen[trace[number]] = number
+    return again
 
 
 def over(outcome: Outcome, ideal: Outcome) -> Outcome:

@@ -61,6 +61,11 @@ def p99(samples: list[Sample], *, ping: bool = False) -> Series:
     return Series(tuple(_p99(sample.outcome.ping if ping else sample.outcome.latency) for sample in samples))
 
 
+def p99_ms(sample: Sample) -> float:
+    """Return the 99th percentile of the answers in ms."""
+    return _p99(sample.outcome.latency)
+
+
 def p50(samples: list[Sample]) -> Series:
     """Return the median latency in ms, one a round."""
     return Series(tuple(sample.outcome.latency.p50_ms or float("inf") for sample in samples))
