@@ -105,6 +105,30 @@ def disk_bytes(pids: list[int]) -> int:
     return total
 
 
+def own_bytes(pids: list[int], suffix: str) -> int:
+    """Return the proportional set size of what ``pids`` have in memory of no file, or of files named ``*suffix``.
+
+    Libraries are left out: their pages are shared with whatever else runs on the machine, and how much of them counts
+    as ours moves by megabytes while nothing happens.
+    """
+    total = pss_bytes(pids, "Pss_Anon") + pss_bytes(pids, "Pss_Shmem")
+    for pid in pids:
+        mapping = ""
+        try:
+            lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            words = line.split()
+            if not words[0].endswith(":"):
+                mapping = words[-1]
+            elif words[0] == "Pss:" and mapping.endswith(suffix):
+                total += int(words[1]) * 1024
+            elif words[0] == "Anonymous:" and mapping.endswith(suffix):
+                total -= int(words[1]) * 1024  # counted above
+    return total
+
+
 def end(root: int, marker: str, patience_s: float = 30.0) -> None:
     """End what runs under ``marker``: SIGTERM to ``root``, then by pid whatever is left after ``patience_s``."""
     _signal(root, signal.SIGTERM)
