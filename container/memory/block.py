@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from container.memory.arena import Event
+from container.memory.mapped import Verified
 from container.memory.reading import Source
 from container.memory.regions import Place
 from container.memory.tiers import Layout
@@ -59,7 +60,7 @@ class Block:
     host_users: set[str] = field(default_factory=set)
     device_users: set[str] = field(default_factory=set)
     #: Sources whose tensors were compared with these, byte for byte.
-    verified: set[tuple[object, ...]] = field(default_factory=set)
+    verified: Verified = field(default_factory=Verified)
     moving: threading.Lock = field(default_factory=threading.Lock)
     #: Held by who fills it in RAM: those who want it there too wait, and compare.
     reading: threading.Lock = field(default_factory=threading.Lock)

@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ _log = log.get(__name__)
 Identity = tuple[int, int, int, int]
 #: Of a file that is not there.
 GONE: Identity = (0, 0, 0, 0)
+#: Models whose files are known to be equal to something shared.
+REMEMBERED = 4096
 
 _MAP_FIXED = 0x10
 #: Since Linux 5.14; not in Python's mmap before 3.14.
@@ -66,6 +69,28 @@ def identity(path: Path) -> Identity:
 def identities(files: Iterable[Path]) -> tuple[Identity, ...]:
     """Return what the contents of ``files`` are known by."""
     return tuple(map(identity, files))
+
+
+class Verified:
+    """Files that were compared with something, by the identities of a model's; the last REMEMBERED of them.
+
+    What is shared may live for months while models that have it come and go.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[object, ...], None] = OrderedDict()
+
+    def __contains__(self, identity: tuple[object, ...]) -> bool:
+        return identity in self._known
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, identity: tuple[object, ...]) -> None:
+        """Remember ``identity``; what was remembered first may be forgotten, and is compared again if it comes back."""
+        self._known[identity] = None
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
 
 
 def wait_until_quiet(files: Sequence[Path], quiet_s: float) -> None:

@@ -77,7 +77,7 @@ class WeightMap(Mapping[str, torch.Tensor]):
         self._headers: list[bytes] = []
         self._file_bytes = 0
         self._shared: tuple[SharedPart, ...] = ()
-        self._moved: frozenset[str] = frozenset()
+        self._own: frozenset[str] | None = None  # names of those that lie in no shared part, None = all
         self._mapped = False
         self._watched = False
         self._lock = threading.Lock()
@@ -152,7 +152,7 @@ class WeightMap(Mapping[str, torch.Tensor]):
         for file in self._files:
             file.forget_pages()
         with self._lock:
-            self._tensors, self._shared, self._moved, self._files = None, (), frozenset(), []
+            self._tensors, self._shared, self._own, self._files = None, (), None, []
 
     def check(self) -> None:
         """Raise WeightsChanged if a file is not the one that was opened. One stat (2 µs) a file.
@@ -174,19 +174,21 @@ class WeightMap(Mapping[str, torch.Tensor]):
     def own_tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors that are this map's alone, {} if closed."""
         with self._lock:
-            return {name: tensor for name, tensor in (self._tensors or {}).items() if name not in self._moved}
+            tensors = self._tensors or {}
+            return {name: tensors[name] for name in tensors if self._own is None or name in self._own}
 
-    def rebind(self, equal: Mapping[str, torch.Tensor], parts: Iterable[SharedPart]) -> bool:
+    def rebind(self, equal: dict[str, torch.Tensor], parts: Iterable[SharedPart]) -> bool:
         """Serve ``equal`` (the same bytes, elsewhere) from here on; ``parts``, in which they lie, are held while open.
 
         What is left stays in the file, or, if it is little (a head), moves into memory of its own, so that the file
-        is let go. Calls that run keep the tensors they looked up. Returns False, and does nothing, if closed.
+        is let go. Calls that run keep the tensors they looked up. Where nothing is left, ``equal`` itself is kept: many
+        maps may have it, and none writes to it. Returns False, and does nothing, if closed.
         """
         with self._lock:
             if self._tensors is None:
                 return False
-            moved = self._moved | equal.keys()
-            rest = {name: tensor for name, tensor in self._tensors.items() if name not in moved}
+            own = (self._tensors.keys() if self._own is None else self._own) - equal.keys()
+            rest = {name: tensor for name, tensor in self._tensors.items() if name in own}
             rest_bytes = sum(tensor.nbytes for tensor in rest.values())
             little = rest_bytes * _MOVED_PART <= sum(tensor.nbytes for tensor in self._tensors.values())
             if self._mapped and not little:
@@ -194,8 +196,9 @@ class WeightMap(Mapping[str, torch.Tensor]):
             else:
                 block, rest = pack(rest)
                 self._own_bytes, self._mapped, self._watched, self._files = block.numel(), False, False, []
-            self._tensors = {name: equal.get(name, rest.get(name, old)) for name, old in self._tensors.items()}
-            self._moved = moved
+            if list(equal) != list(self._tensors):  # something is left, or it would change their order
+                equal = {name: equal.get(name, rest.get(name, old)) for name, old in self._tensors.items()}
+            self._tensors, self._own = equal, frozenset(own)
             self._shared = (*self._shared, *parts)
             return True
 

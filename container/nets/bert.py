@@ -125,8 +125,9 @@ def layout_of(config: Config, weights: Weights, classes: int = 0) -> Layout:
     classifier = {"classifier.weight": (classes, hidden), "classifier.bias": (classes,)} if classes else {}
     parts: list[dict[str, tuple[int, ...]]] = [embeddings, *layers, pooler, classifier]
     keys = checkpoint_names.names(weights, {name: part[name] for part in parts for name in part}, ("bert.", ""))
-    found = [tuple(keys[name] for name in part) for part in parts]
-    return Layout(config, found[0], tuple(found[1:-2]), found[-2], found[-1])
+    # By way of a list: what tuple() makes of a generator is cut to its length, and Python keeps 2,000 of each length.
+    found = [tuple([keys[name] for name in part]) for part in parts]
+    return checkpoint_names.once(Layout(config, found[0], tuple(found[1:-2]), found[-2], found[-1]))
 
 
 def _padded(batch: int, length: int, heads: int, mask: Tensor | None) -> _Attend:

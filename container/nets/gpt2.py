@@ -141,9 +141,8 @@ def layout_of(config: Config, weights: Weights) -> Layout:
     keys = checkpoint_names.names(weights, shapes, ("transformer.", ""))
     layers = tuple(tuple(keys[f"h.{i}.{name}"] for name in layer) for i in range(config.n_layer))
     head = keys.get("lm_head.weight", keys["wte.weight"])
-    return Layout(
-        config, keys["wte.weight"], keys["wpe.weight"], layers, (keys["ln_f.weight"], keys["ln_f.bias"]), head
-    )
+    norm = (keys["ln_f.weight"], keys["ln_f.bias"])
+    return checkpoint_names.once(Layout(config, keys["wte.weight"], keys["wpe.weight"], layers, norm, head))
 
 
 def _scale(config: Config, layer: int) -> float:

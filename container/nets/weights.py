@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar, cast
 
 from torch import Tensor
 
@@ -49,3 +51,16 @@ def names(
     if len(dtypes) > 1 or not all(dtype.is_floating_point for dtype in dtypes):
         raise Unsupported(f"weights of {', '.join(sorted(str(dtype) for dtype in dtypes))}")
     return keys
+
+
+_Layout = TypeVar("_Layout", bound=Hashable)
+
+
+def once(layout: _Layout) -> _Layout:
+    """Return ``layout``, or the equal one that another model has: copies of a network have one for all."""
+    return cast(_Layout, _first(layout))
+
+
+@functools.lru_cache(maxsize=64)
+def _first(layout: Hashable) -> Hashable:
+    return layout

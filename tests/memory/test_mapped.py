@@ -8,6 +8,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
+from container.memory import mapped
+
 BEGIN = """
     import asyncio, os, signal, sys, threading
     from pathlib import Path
@@ -81,3 +85,12 @@ def test_a_bus_error_of_another_cause_still_ends_the_process(tmp_path: Path) -> 
         """,
     )
     assert done.returncode == -signal.SIGABRT
+
+
+def test_files_that_were_compared_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "REMEMBERED", 3)
+    verified = mapped.Verified()
+    for number in (1, 2, 3, 1, 4, 5):
+        verified.add((number,))
+    assert [number for number in range(6) if (number,) in verified] == [3, 4, 5]
+    assert len(verified) == 3

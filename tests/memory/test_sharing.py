@@ -1,6 +1,7 @@
 import gc
 import os
 import shutil
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -64,6 +65,26 @@ def test_two_copies_become_one_block_and_let_their_files_go(folders):
     assert same(b, checkpoint())
     assert all(a[name].data_ptr() == b[name].data_ptr() for name in a)
     assert (mappings("model.safetensors"), mappings("memfd:berth-weights")) == (0, 1)
+
+
+def test_a_further_copy_has_no_table_of_tensors_of_its_own(folders):
+    """What one more copy costs beside its weights is a few objects, however many tensors it has."""
+    sharing = Sharing()
+    tensors = {f"layer.{number}": torch.randn(100, generator=torch.Generator().manual_seed(7)) for number in range(500)}
+    copies = [open_weights(folders(f"copy-{number}", tensors)) for number in range(6)]
+    for number, copy in enumerate(copies[:3]):
+        sharing.join(f"copy-{number}", copy)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number, copy in enumerate(copies[3:], 3):
+            sharing.join(f"copy-{number}", copy)
+        gc.collect()
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(same(copy, tensors) for copy in copies)
+    assert grown < 3 * 4_000
 
 
 def test_fine_tunes_share_the_trunk_and_keep_their_heads(folders):

@@ -57,6 +57,14 @@ def test_padding_changes_no_real_token():
     torch.testing.assert_close(ours(model, ids, mask)[mask.bool()], theirs[mask.bool()], atol=1e-5, rtol=0)
 
 
+def test_copies_of_a_network_have_one_layout_and_others_their_own():
+    one, other = tiny(), tiny()
+    layout = bert.layout_of(bert.read(fields(one)), one.state_dict())
+    assert bert.layout_of(bert.read(fields(other)), other.state_dict()) is layout
+    prefixed = {f"bert.{name}": tensor for name, tensor in other.state_dict().items()}
+    assert bert.layout_of(bert.read(fields(other)), prefixed) != layout
+
+
 @pytest.mark.parametrize("runs", [bert.packed_runs, bert.padded_runs])
 @torch.inference_mode()
 def test_texts_of_all_lengths_come_out_as_each_does_alone(runs):
