@@ -10,6 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from container.memory.sizes import checkpoint_bytes
+from container.nets.tokenizer import content_of
+
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
 
 
@@ -61,6 +64,11 @@ def tiny_bert(folder: Path, seed: int = 0, *, hidden: int = 32, layers: int = 2)
     (folder / "vocab.txt").write_text("\n".join([*WORDS, *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")]))
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True, "model_max_length": 64}))
     return folder
+
+
+def booked_bytes(folder: Path) -> int:
+    """What a model of ours in ``folder`` takes when it is up on a CPU and shares nothing: weights and tokenizer."""
+    return checkpoint_bytes(folder) + content_of(folder, "").bytes
 
 
 def wheel(folder: Path, version: str) -> None:

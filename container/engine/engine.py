@@ -22,6 +22,7 @@ from container.memory.keeper import Keeper
 from container.memory.ledger import Tier
 from container.memory.loans import Loans
 from container.memory.machine import Machine
+from container.memory.tokenizers import Tokenizers
 from container.metrics import Metrics
 from container.wire import messages as m
 from container.wire.api import Respond
@@ -43,6 +44,7 @@ class Engine:
         calls: Calls,
         loading: Loading,
         metrics: Metrics,
+        tokenizers: Tokenizers,
     ) -> None:
         self._device = device
         self._models = models
@@ -54,6 +56,7 @@ class Engine:
         self._loading = loading
         self._attachments = Attachments(models, loading)
         self._metrics = metrics
+        self._tokenizers = tokenizers
         self._lasting: set[asyncio.Task[Any]] = set()
         #: Whether the models that the server was started with are loaded or refused.
         self.started = False
@@ -119,6 +122,7 @@ class Engine:
             model.kind,
             *_ports(triton),
             cache_bytes=self._loans.bytes(model.name),
+            tokenizer_bytes=self._tokenizers.bytes(model.name),
         )
 
     async def ready(self, request: m.Ready) -> m.Status:
@@ -140,6 +144,8 @@ class Engine:
             rows.append(("berth_shared_bytes", {"tier": tier.value}, float(shared)))
             rows.append(("berth_saved_bytes", {"tier": tier.value}, float(saved)))
         rows.append(("berth_cache_bytes", {"tier": Tier.DEVICE.value}, float(self._loans.bytes())))
+        rows.append(("berth_tokenizer_bytes", {"kind": "used"}, float(self._tokenizers.bytes())))
+        rows.append(("berth_tokenizer_bytes", {"kind": "idle"}, float(self._tokenizers.idle_bytes)))
         rows += [
             ("berth_memory_gap_bytes", {"tier": tier.value}, float(gap)) for tier, gap in self._machine.gaps().items()
         ]

@@ -43,6 +43,7 @@ from container.memory.known import Known
 from container.memory.ledger import Ledger, Tier
 from container.memory.loans import Loans
 from container.memory.machine import Machine
+from container.memory.tokenizers import Tokenizers
 from container.metrics import Metrics
 from container.model import queues, resolve, watch
 from container.model.dispatch import Dispatcher
@@ -125,16 +126,19 @@ class Parts:
         marks = plan.Marks(*settings.water_marks) if settings.water_marks is not None else None
         self.keeper = Keeper(Ledger(limits), self._sink, settings.eviction, marks)
         lanes: Runner
+        tokenizers = Tokenizers(share=settings.sharing)
         loans = Loans(self.keeper, lambda: self.residence.trim())
         if device is None:
             known = Known(self.device, allow_pickle=settings.allow_pickle, share=settings.sharing)
-            lanes = LaneRunner(dispatcher, loaders, ThreadPoolExecutor(1, "sharer"), self.device, known, loans.room)
+            sharer = ThreadPoolExecutor(1, "sharer")
+            lanes = LaneRunner(dispatcher, loaders, sharer, self.device, known, loans.room, tokenizers)
             self.residence = Residence(self.models, self.keeper)
+            self.keeper.give_way = tokenizers.give_way
             free = devices.free(known, self.keeper.ledger)
         else:
             movers = ThreadPoolExecutor(_MOVERS, "mover")
             blocks = devices.blocks(settings, device, limits)
-            lanes = TierRunner(dispatcher, loaders, movers, blocks, loans.room)
+            lanes = TierRunner(dispatcher, loaders, movers, blocks, loans.room, tokenizers)
             free = devices.free_under(device, blocks)
             self.residence = TieredResidence(self.models, self.keeper, lanes)
         machine = Machine(self.keeper.ledger, free)
@@ -164,8 +168,9 @@ class Parts:
             settings, self.models, self.keeper, self.residence, self.calls, runner_of, loaders, tell, metrics
         )
         self.engine = Engine(
-            self.device, self.models, self.keeper, loans, machine, self.residence, self.calls, self.loading, metrics
-        )
+            self.device, self.models, self.keeper, loans, machine, self.residence, self.calls, self.loading, metrics,
+            tokenizers,
+        )  # fmt: skip
         room = ", ".join(f"{limit / 2**20:.1f} MiB on the {tier.value} tier" for tier, limit in limits.items())
         _log.info("device %s, %s, %d cores", self.device, room, cores)
 

@@ -23,9 +23,11 @@ from container.errors import ServingError
 from container.handler import Context, Weights
 from container.memory.known import Known
 from container.memory.ledger import Segment
+from container.memory.tokenizers import Tokenizers
 from container.model import opening
 from container.model.dispatch import Dispatcher
 from container.model.ticket import Ticket
+from container.nets import stock
 from container.payload import Payload
 
 _Result = TypeVar("_Result")
@@ -85,8 +87,11 @@ class OnLanes:
     loaders: threads that read files. room: what one claim of a model can ever get.
     """
 
-    def __init__(self, dispatcher: Dispatcher, loaders: Executor, room: Callable[[str], int]) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, loaders: Executor, room: Callable[[str], int], tokenizers: Tokenizers
+    ) -> None:
         self._room = room
+        self.tokenizers = tokenizers
         self._dispatcher = dispatcher
         self._loaders = loaders
 
@@ -111,25 +116,30 @@ class OnLanes:
             await asyncio.wait([task])
             raise
 
+    def _open_here(
+        self, name: str, manifest: Manifest, device: str, weights: Callable[[Path], Weights]
+    ) -> opening.Opened:
+        """Open a model of ours in this process, on a loader thread. Raises ServingError.
 
-def open_here(
-    name: str, manifest: Manifest, device: str, weights: Callable[[Path], Weights], room: Callable[[], int]
-) -> opening.Opened:
-    """Open a model of ours in this process, on a loader thread. Raises ServingError.
-
-    weights: opens a folder. room: see Context.
-    """
-    properties = {"model_dir": manifest.model_dir}
-    context = Context(name, device, manifest.settings.options, weights, properties, room)
-    with log.bind(model=name):
-        return opening.open_model(manifest, context)
+        weights: opens a folder.
+        """
+        properties, room = {"model_dir": manifest.model_dir}, functools.partial(self._room, name)
+        context = Context(name, device, manifest.settings.options, weights, properties, room)
+        with log.bind(model=name), stock.noting(self.tokenizers.scope(name, manifest.settings.salt)) as taken:
+            opened = opening.open_model(manifest, context)
+        self.tokenizers.found(name, taken)
+        return opened
 
 
 @dataclass(slots=True)
 class _Open:
-    """A model that has loaded: it is up, or rests. item_s: what a request of it takes, as far as is known."""
+    """A model that has loaded: it is up, or rests.
+
+    taken: what its tokenizers are made of. item_s: what a request of it takes, as far as is known.
+    """
 
     opened: opening.Opened
+    taken: frozenset[stock.Content]
     item_s: float | None = None
 
 
@@ -144,8 +154,9 @@ class LaneRunner(OnLanes):
         device: str,
         known: Known,
         room: Callable[[str], int],
+        tokenizers: Tokenizers,
     ) -> None:
-        super().__init__(dispatcher, loaders, room)
+        super().__init__(dispatcher, loaders, room, tokenizers)
         self._sharer = sharer
         self._closer = ThreadPoolExecutor(1, "closer")  # never behind a load, and off the loop: unmapping takes a while
         self._device = device
@@ -156,26 +167,28 @@ class LaneRunner(OnLanes):
     def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
         """See Runner: exact, and less what others have already."""
         self._close(name, keep=False)
-        return self._known.prepare(name, manifest)
+        segments = self._known.prepare(name, manifest)
+        return segments + self.tokenizers.expect(name, Path(manifest.model_dir), manifest.settings.salt)
 
     def again(self, name: str) -> list[Segment] | None:
         """See Runner: maps the files again and wakes the handler that stood on them."""
         started, there = time.perf_counter(), self._opened.get(name)
         if there is None:
             return None
+        self.tokenizers.found(name, there.taken)
         try:
             if not (self._known.again(name) and there.opened.handler.wake()):
                 return None
         except ServingError:
             return None  # it is told with its reason by the load that follows
         there.opened.times_ms = {"rise": round((time.perf_counter() - started) * 1e3, 3)}
-        return self._known.segments(name)
+        return self._known.segments(name) + self.tokenizers.segments(name)
 
     async def bring_up(self, name: str, manifest: Manifest) -> Up:
         """Load on a loader thread if it has not come up again as it was, have it read, then accept requests."""
         there = self._opened.get(name)
         if there is None:
-            there = self._opened[name] = _Open(await self._load(name, manifest))
+            there = self._opened[name] = _Open(await self._load(name, manifest), self.tokenizers.of(name))
         if self._known.reads_ahead(name):
             await self._on(self._loaders, functools.partial(self._known.read_ahead, name))
         opened, batch = there.opened, manifest.settings.batch
@@ -189,11 +202,11 @@ class LaneRunner(OnLanes):
             there.item_s,
         )
         segments = self._known.segments(name) or [Segment(name, opened.bytes)]
-        return Up(segments, opened.times_ms, opening.example_of(opened.handler))
+        return Up(segments + self.tokenizers.segments(name), opened.times_ms, opening.example_of(opened.handler))
 
     async def _load(self, name: str, manifest: Manifest) -> opening.Opened:
         weights = functools.partial(self._known.open, name, manifest)
-        work = functools.partial(open_here, name, manifest, self._device, weights, functools.partial(self._room, name))
+        work = functools.partial(self._open_here, name, manifest, self._device, weights)
         return await self._on(self._loaders, work)
 
     async def join(self, name: str) -> dict[str, list[Segment]]:
@@ -203,7 +216,8 @@ class LaneRunner(OnLanes):
         self._joining = asyncio.get_running_loop().run_in_executor(self._sharer, self._known.join, name)
         changed = await self._joining
         # Asked now, on the loop: what was put down meanwhile has none.
-        return {one: segments for one in changed if (segments := self._known.segments(one))}
+        found = {one: segments for one in changed if (segments := self._known.segments(one))}
+        return {one: segments + self.tokenizers.segments(one) for one, segments in found.items()}
 
     async def put_down(self, name: str, *, keep: bool = False) -> None:
         """Close the handler, or let it rest; its weights are unmapped when this returns."""
@@ -219,6 +233,7 @@ class LaneRunner(OnLanes):
             await asyncio.wait([self._joining])
 
     def _close(self, name: str, *, keep: bool) -> None:
+        self.tokenizers.forget(name)
         there = self._opened.get(name)
         if there is not None and keep and there.opened.handler.rest() and self._known.rest(name):
             return

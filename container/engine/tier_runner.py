@@ -14,9 +14,10 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from container.archive.manifest import Manifest
-from container.engine.runners import OnLanes, Up, open_here
+from container.engine.runners import OnLanes, Up
 from container.memory.blocks import Blocks
 from container.memory.ledger import Segment
+from container.memory.tokenizers import Tokenizers
 from container.model import opening
 from container.model.dispatch import Dispatcher
 
@@ -33,9 +34,15 @@ class TierRunner(OnLanes):
     """A Runner. loaders: threads that read files; movers: threads that wait for copies."""
 
     def __init__(
-        self, dispatcher: Dispatcher, loaders: Executor, movers: Executor, blocks: Blocks, room: Callable[[str], int]
+        self,
+        dispatcher: Dispatcher,
+        loaders: Executor,
+        movers: Executor,
+        blocks: Blocks,
+        room: Callable[[str], int],
+        tokenizers: Tokenizers,
     ) -> None:
-        super().__init__(dispatcher, loaders, room)
+        super().__init__(dispatcher, loaders, room, tokenizers)
         self.blocks = blocks
         self._movers = movers
         self._open: dict[str, _Open] = {}
@@ -92,6 +99,7 @@ class TierRunner(OnLanes):
         self._dispatcher.close(name)
         if (there := self._open.pop(name, None)) is not None:
             there.opened.close()
+            self.tokenizers.forget(name)
         await self._on(self._movers, functools.partial(self.blocks.close, name))
 
     async def join(self, name: str) -> dict[str, list[Segment]]:
@@ -107,6 +115,6 @@ class TierRunner(OnLanes):
 
     def _load(self, name: str, manifest: Manifest) -> opening.Opened:
         weights = functools.partial(self.blocks.open, name, manifest)
-        opened = open_here(name, manifest, self.blocks.device.compute, weights, functools.partial(self._room, name))
+        opened = self._open_here(name, manifest, self.blocks.device.compute, weights)
         self.blocks.rest(name)
         return opened

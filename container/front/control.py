@@ -71,7 +71,13 @@ async def describe(engine: Engine, name: str) -> Answer:
         "bytes": reply.bytes,
         "sharedBytes": reply.shared_bytes,
     }
-    optional = {"cacheBytes": reply.cache_bytes, "reason": reply.reason, "task": reply.task, "kind": reply.kind}
+    optional = {
+        "cacheBytes": reply.cache_bytes,
+        "tokenizerBytes": reply.tokenizer_bytes,
+        "reason": reply.reason,
+        "task": reply.task,
+        "kind": reply.kind,
+    }
     fields.update({key: value for key, value in optional.items() if value})
     return _json(fields)
 

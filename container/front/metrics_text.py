@@ -29,6 +29,7 @@ HELP = {
     "berth_shared_bytes": "Bytes on a tier that more than one model uses",
     "berth_saved_bytes": "Bytes that a tier would hold besides if nothing were shared",
     "berth_cache_bytes": "Bytes of keys and values that running generations hold",
+    "berth_tokenizer_bytes": "Bytes of tokenizers that models have (used) or that lie in free room for none (idle)",
     "berth_memory_gap_bytes": "Bytes that limit and ledger have free for models on a tier and the machine has not",
     "berth_models": "Registered models by the tier that they are on",
     "berth_promotions": "Rises: models brought up to a tier",

@@ -75,6 +75,10 @@ _MODEL: Document = {
         "bytes": {"type": "integer", "description": "all bytes of the model"},
         "sharedBytes": {"type": "integer", "description": "the part of them that other models use too"},
         "cacheBytes": {"type": "integer", "description": "what its running generations take on the device beside them"},
+        "tokenizerBytes": {
+            "type": "integer",
+            "description": "of its tokenizer; part of bytes without a GPU",
+        },
         "reason": {"type": "string", "description": "why it is quarantined"},
         "task": _STRING,
         "kind": _STRING,

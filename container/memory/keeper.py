@@ -43,6 +43,8 @@ class Keeper:
         self._easing: dict[Tier, asyncio.Task[None]] = {}
         #: Brings the machine's own figures into the ledger; called before each plan.
         self.look: Callable[[], None] = lambda: None
+        #: Lets what is kept for nobody go as far as it takes more than these bytes; called after each plan.
+        self.give_way: Callable[[int], None] = lambda free_bytes: None
 
     async def reserve(self, name: str, deadline_s: float, tier: Tier = Tier.DEVICE) -> None:
         """Reserve the bytes of ``name`` on ``tier``, sinking idle models as planned.
@@ -66,6 +68,7 @@ class Keeper:
             demotions = [step for step in steps if isinstance(step, plan.Demote)]
             if not demotions:
                 self.ledger.reserve(name, tier)
+                self.give_way(self.ledger.figures(tier).free)
                 return
             await self._carry_out(demotions)
 
@@ -99,8 +102,9 @@ class Keeper:
             demotions = [step for step in idle if step.name != spared][:1]
             if not demotions or self._policy == "platform":
                 _log.warning("models take %d bytes over the limit and all of them are in use", over)
-                return
+                break
             await self._carry_out(demotions)
+        self.give_way(self.ledger.figures(tier).free)
 
     async def sink_idle(self, name: str) -> int:
         """Sink every idle model: what a real out-of-memory error of ``name`` is answered with. Return how many sank.
@@ -112,6 +116,7 @@ class Keeper:
         if self._policy == "platform" or name in self._sank_for:
             return 0
         self._sank_for[name] = now + SINK_AGAIN_S
+        self.give_way(0)
         demotions = plan.idle_models(self.ledger, Tier.DEVICE, order=self._coldest[Tier.DEVICE])
         await self._carry_out(demotions)
         _log.warning(

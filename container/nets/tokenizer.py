@@ -3,19 +3,13 @@
 Two hundred copies of one model have one tokenizer (10 MB for BERT's vocabulary) and only the first waits for it. Shared
 objects are never configured: truncation and padding are the callers' (``cut``), since both are settings of the object
 that another model's thread would see.
-
-Building one and dropping one hold the interpreter's lock (27 and 10 ms for BERT's), which every running model feels. So
-those used last are kept beyond their models, within KEPT_BYTES: a model that sinks and rises has its own again.
 """
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import xxhash
@@ -23,18 +17,9 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import BPE, WordPiece
 
 from container.errors import BadArchive
+from container.nets import stock
 from container.nets.config import Unsupported, fields
-
-#: Resident bytes of a tokenizer over those of its files (BERT: 10 MB for 466 KB, GPT-2: 27 MB for 1.3 MB).
-BYTES_PER_FILE_BYTE = 21
-
-#: Of tokenizers that are kept whether or not a model uses them, by the estimate above; the last one always is.
-KEPT_BYTES = 64 << 20
-
-_Key = tuple[str, int]
-_kept: OrderedDict[_Key, Tokenizer] = OrderedDict()
-_known: weakref.WeakValueDictionary[_Key, Tokenizer] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
+from container.nets.stock import Content
 
 
 class Words:
@@ -43,12 +28,13 @@ class Words:
     Raises what ``load`` raises.
     """
 
-    __slots__ = ("_key", "_model_dir", "_tokenizer")
+    __slots__ = ("_content", "_model_dir", "_scope", "_tokenizer")
 
     def __init__(self, model_dir: Path) -> None:
-        self._model_dir = model_dir
-        self._key, found = _load(model_dir)
-        self._tokenizer: Tokenizer | None = found
+        self._model_dir, self._scope = model_dir, stock.scope()
+        made = _made_of(model_dir, self._scope)
+        self._content = made.content
+        self._tokenizer: Tokenizer | None = stock.STOCK.take(made.content, made.build)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -62,14 +48,12 @@ class Words:
 
     def wake(self) -> bool:
         """Hold the same tokenizer again; False if the files hold another by now."""
-        with _lock:
-            found = _known.get(self._key)
-            if found is not None:
-                _keep(self._key, found)
+        found = stock.STOCK.find(self._content)
         if found is None:
-            key, found = _load(self._model_dir)
-            if key != self._key:
+            made = _made_of(self._model_dir, self._scope)
+            if made.content != self._content:
                 return False
+            found = stock.STOCK.take(made.content, made.build)
         self._tokenizer = found
         return True
 
@@ -80,24 +64,13 @@ def load(model_dir: Path) -> Tokenizer:
     From tokenizer.json, else BERT's vocab.txt, else GPT-2's vocab.json and merges.txt.
     Raises BadArchive when there is none or it is broken, Unsupported when its tokenizer_config.json asks for another.
     """
-    return _load(model_dir)[1]
+    made = _made_of(model_dir, stock.scope())
+    return stock.STOCK.take(made.content, made.build)
 
 
-def _load(model_dir: Path) -> tuple[_Key, Tokenizer]:
-    for names, build in _BUILDERS:
-        if all((model_dir / name).is_file() for name in names):
-            return _shared([(model_dir / name).read_bytes() for name in names], build, model_dir)
-    wanted = " or ".join(" and ".join(names) for names, _ in _BUILDERS)
-    raise BadArchive(f"no tokenizer: neither {wanted} is in the model's folder")
-
-
-def size_bytes(model_dir: Path) -> int:
-    """Return about how many bytes of memory the tokenizer takes (once, however many models share it)."""
-    files = {name for names, _ in _BUILDERS[:1] for name in names}
-    if not all((model_dir / name).is_file() for name in files):
-        files = {name for names, _ in _BUILDERS[1:] for name in names}
-    sizes = [(model_dir / name).stat().st_size for name in files if (model_dir / name).is_file()]
-    return BYTES_PER_FILE_BYTE * sum(sizes)
+def content_of(model_dir: Path, scope: str) -> Content:
+    """Return what ``load`` takes for a model of ``scope``, without building it. Raises BadArchive if there is none."""
+    return _made_of(model_dir, scope).content
 
 
 def cut(ids: list[int], limit: int, tail: int) -> list[int]:
@@ -105,33 +78,44 @@ def cut(ids: list[int], limit: int, tail: int) -> list[int]:
     return ids if len(ids) <= limit else [*ids[: limit - tail], *ids[len(ids) - tail :]]
 
 
-def _shared(files: Sequence[bytes], build: Callable[..., Tokenizer], model_dir: Path) -> tuple[_Key, Tokenizer]:
+class _Kind(NamedTuple):
+    """One way to keep a tokenizer. size: bytes of memory for each of its files (measured: 17, 40 and 3 to 20)."""
+
+    names: tuple[str, ...]
+    build: Callable[..., Tokenizer]
+    size: int
+
+
+class _MadeOf(NamedTuple):
+    kind: _Kind
+    files: list[bytes]
+    options: dict[str, Any]
+    content: Content
+
+    def build(self) -> Tokenizer:
+        """Build it as no model configures it."""
+        built = self.kind.build(*self.files, self.options)
+        built.no_truncation()
+        built.no_padding()
+        return built
+
+
+def _made_of(model_dir: Path, scope: str) -> _MadeOf:
+    """Read what the tokenizer in ``model_dir`` is made of. Raises BadArchive if there is none."""
+    kind = next((kind for kind in _KINDS if all((model_dir / name).is_file() for name in kind.names)), None)
+    if kind is None:
+        wanted = " or ".join(" and ".join(kind.names) for kind in _KINDS)
+        raise BadArchive(f"no tokenizer: neither {wanted} is in the model's folder")
+    files = [(model_dir / name).read_bytes() for name in kind.names]
     options: dict[str, Any] = {}
-    if build is not _from_json:
+    if kind.build is not _from_json:
         options = fields(model_dir, "tokenizer_config.json") | {_ADDED: fields(model_dir, f"{_ADDED}.json")}
     choice = msgspec.json.encode({key: options.get(key) for key in _CHOICES}, order="sorted")
     digest = xxhash.xxh3_128()
-    for part in (*files, choice):
+    for part in (scope.encode(), *files, choice):
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
-    key = (digest.hexdigest(), sum(map(len, files)))
-    with _lock:  # two models of one content that load at once shall not both build
-        found = _known.get(key)
-        if found is None:
-            found = build(*files, options)
-            found.no_truncation()
-            found.no_padding()
-            _known[key] = found
-        _keep(key, found)
-        return key, found
-
-
-def _keep(key: _Key, used: Tokenizer) -> None:
-    """Keep ``used`` as the last one, and no more than there is room for."""
-    _kept[key] = used
-    _kept.move_to_end(key)
-    while len(_kept) > 1 and BYTES_PER_FILE_BYTE * sum(size for _, size in _kept) > KEPT_BYTES:
-        _kept.popitem(last=False)
+    return _MadeOf(kind, files, options, Content(f"tokenizer:{digest.hexdigest()}", kind.size * sum(map(len, files))))
 
 
 #: Where tokens beside a vocabulary without tokenizer.json are kept, and the option that holds them here.
@@ -233,8 +217,8 @@ def _byte_pairs(vocabulary: bytes, merges: bytes, options: dict[str, Any]) -> To
     return made
 
 
-_BUILDERS: tuple[tuple[tuple[str, ...], Callable[..., Tokenizer]], ...] = (
-    (("tokenizer.json",), _from_json),
-    (("vocab.txt",), _word_piece),
-    (("vocab.json", "merges.txt"), _byte_pairs),
+_KINDS = (
+    _Kind(("tokenizer.json",), _from_json, 21),
+    _Kind(("vocab.txt",), _word_piece, 40),
+    _Kind(("vocab.json", "merges.txt"), _byte_pairs, 21),
 )

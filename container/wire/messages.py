@@ -160,7 +160,8 @@ class Description(msgspec.Struct, frozen=True, array_like=True, tag=36):
     """One model. state: loading | ready | draining | quarantined. tier: device | host | disk.
 
     version, inputs, outputs: of a Triton archive only, as its config.pbtxt declares them. cache_bytes: what its running
-    generations have on the device beside ``bytes``.
+    generations have on the device beside ``bytes``. tokenizer_bytes: of its tokenizer, part of ``bytes`` where
+    models lie in RAM.
     """
 
     id: int
@@ -177,6 +178,7 @@ class Description(msgspec.Struct, frozen=True, array_like=True, tag=36):
     inputs: list[Port] = []
     outputs: list[Port] = []
     cache_bytes: int = 0
+    tokenizer_bytes: int = 0
 
 
 #: State of an engine that is not yet through the models it was started with.

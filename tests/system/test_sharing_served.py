@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from container.memory.sizes import checkpoint_bytes
-from tests.makers import tiny_bert
+from tests.makers import booked_bytes, tiny_bert
 from tests.server import Server, running, write_script
 
 COPIES, TUNES, ROOM = 200, 50, 20
@@ -215,7 +215,9 @@ def test_salts_and_the_switch_keep_models_apart(server: Server, tmp_path: Path) 
         folder = Path(shutil.copytree(original, server.folder(name)))
         (folder / "berth.json").write_text(json.dumps({"salt": salt}))
         server.load(name).raise_for_status()
-    shared = {name: server.describe(name)["sharedBytes"] > 0 for name in ("plain", "bank1", "bank2", "clinic")}
+    described = {name: server.describe(name) for name in ("plain", "bank1", "bank2", "clinic")}
+    assert described["clinic"]["sharedBytes"] == 0, "not even the tokenizer"
+    shared = {name: each["sharedBytes"] > each["tokenizerBytes"] for name, each in described.items()}
     assert shared == {"plain": False, "bank1": True, "bank2": True, "clinic": False}
     with running(tmp_path / "apart", BERTH_SHARING="off") as apart:
         for name in ("a", "b"):
@@ -223,4 +225,4 @@ def test_salts_and_the_switch_keep_models_apart(server: Server, tmp_path: Path) 
             apart.load(name).raise_for_status()
         time.sleep(0.2)
         assert [apart.describe(name)["sharedBytes"] for name in ("a", "b")] == [0, 0]
-        assert metric(apart, "berth_memory_bytes", tier="device", kind="used") == 2 * checkpoint_bytes(original)
+        assert metric(apart, "berth_memory_bytes", tier="device", kind="used") == 2 * booked_bytes(original)

@@ -12,8 +12,7 @@ import psutil
 import pytest
 
 from container.memory.probe import process_bytes
-from container.memory.sizes import checkpoint_bytes
-from tests.makers import tiny_bert
+from tests.makers import booked_bytes, tiny_bert
 from tests.server import Server, running, write_handler
 
 TEXT = {"inputs": "a b c"}
@@ -49,7 +48,7 @@ def test_the_answer_says_how_many_bytes_are_back_and_nothing_is_mapped_any_more(
     assert str(folder) in maps(server)
     gone = server.unload("one")
     assert str(folder) not in maps(server)
-    assert gone.json() == {"status": 'Model "one" unregistered', "freedBytes": checkpoint_bytes(folder)}
+    assert gone.json() == {"status": 'Model "one" unregistered', "freedBytes": booked_bytes(folder)}
 
 
 def test_what_others_share_is_not_said_to_be_free_until_the_last_is_gone(server: Server, tmp_path: Path) -> None:
