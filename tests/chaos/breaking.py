@@ -143,6 +143,14 @@ def _state_full(server: Server) -> Told:
     return told
 
 
+def _no_process(server: Server) -> Told:
+    with grounds.no_process(server.base):
+        kill("engine")(server)
+        kill_worker(signal.SIGKILL)(server)
+        time.sleep(2)
+    return []
+
+
 def _models_full(server: Server) -> Told:
     with grounds.full(server.base / "models"):
         kill("guests")(server)
@@ -203,6 +211,7 @@ FAULTS = [
     Fault("front worker killed", kill_worker(signal.SIGKILL)),
     Fault("front worker told to end", kill_worker(signal.SIGTERM)),
     Fault("engine stands still for 3 s", _stand_still),
+    Fault("no process to be had for 2 s, engine and front worker killed", _no_process),
     Fault("engine killed", kill("engine")),
     Fault("engine and guests killed at once", kill("guests", "engine")),
     Fault("state folder full: an environment is asked for, engine killed", _state_full, [507], "disks"),

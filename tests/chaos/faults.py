@@ -74,6 +74,8 @@ def _server(ground: str) -> Iterator[Server]:
     with ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         environ: dict[str, str] = {"BERTH_DOOR": "mms"} if ground == "mms" else {}
+        if ground == "plain":
+            environ |= grounds.scarce(base)
         if ground == "disks":
             for place in ("state", "models"):
                 stack.enter_context(grounds.small_disk(base / place))

@@ -1,4 +1,4 @@
-"""What a fault needs of the machine: full and read-only disks, little memory, a clock that jumps. Undone afterwards."""
+"""What a fault needs of the machine: full disks, little memory, no processes, a clock that jumps. Undone afterwards."""
 
 from __future__ import annotations
 
@@ -22,6 +22,22 @@ real, file = time.time, open({path!r}, "rb")
 shift = mmap.mmap(file.fileno(), 8, access=mmap.ACCESS_READ)
 time.time = lambda: real() + struct.unpack("<q", shift[:8])[0]
 time.time_ns = lambda: int(time.time() * 1e9)
+"""
+
+
+#: Read by every Python that starts with it on its path: the calls that make processes, with a limit on them.
+_SCARCE = """
+import errno, os, _posixsubprocess
+
+def limited(call):
+    def instead(*arguments):
+        if os.path.exists({path!r}):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return call(*arguments)
+    return instead
+
+os.fork = limited(os.fork)
+_posixsubprocess.fork_exec = limited(_posixsubprocess.fork_exec)
 """
 
 
@@ -72,6 +88,24 @@ def read_only(folder: Path) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def scarce(place: Path) -> dict[str, str]:
+    """Return the environment of a server that gets no process inside ``no_process``."""
+    site = place / "scarce"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(_SCARCE.format(path=str(place / "no process")))
+    return {"PYTHONPATH": str(site)}
+
+
+@contextmanager
+def no_process(place: Path) -> Iterator[None]:
+    """Let the server of ``scarce`` start no process (limits do not bind root, so it is refused inside Python)."""
+    (place / "no process").touch()
+    try:
+        yield
+    finally:
+        (place / "no process").unlink()
 
 
 @contextmanager

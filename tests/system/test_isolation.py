@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -381,3 +382,27 @@ def test_a_hung_engine_is_replaced_and_the_model_it_hung_in_is_kept_out(tmp_path
             time.sleep(0.1)
         assert server.invoke("other", {"inputs": "a"}).status_code == 200
         assert until(server, "bert", "quarantined")["reason"]
+
+
+def test_a_predict_that_hangs_is_answered_in_time_through_every_door(tmp_path: Path) -> None:
+    hangs = "import time\n" + FINE.replace("return batch", "time.sleep(3600)")
+    berth: dict[str, Any] = {"timeout_s": 1.0, "isolation": "own"}
+    write_handler(tmp_path / "model", hangs, **berth)
+    v2 = {"inputs": [{"name": "input", "shape": [1], "datatype": "BYTES", "data": ["hang"]}]}
+    doors = {
+        "/models/invoke/invoke": "hang",
+        "/v2/models/v2/infer": v2,
+        "/models/v2inside/invoke": v2,
+        "/invocations": "hang",
+    }
+    with running(tmp_path, SAGEMAKER_MULTI_MODEL="false") as server:
+        for name in ("invoke", "v2", "v2inside"):
+            write_handler(server.folder(name), hangs, **berth)
+            server.load(name).raise_for_status()
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            started = time.monotonic()
+            calls = {door: pool.submit(server.http.post, door, json=body) for door, body in doors.items()}
+            told = {door: call.result() for door, call in calls.items()}
+            assert time.monotonic() - started < 20
+        assert {door: answer.status_code for door, answer in told.items()} == dict.fromkeys(doors, 504)
+        assert {answer.json()["reason"] for answer in told.values()} == {"model.timeout"}

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from tests.chaos import grounds
 from tests.server import Server, living, running, until, write_handler
 
 ECHO = """
@@ -22,32 +23,14 @@ class Echo(Handler):
         return batch
 """
 
-#: Python reads it at its start, in every process of the server: the calls that make processes, with a limit on them.
-LIMITED = """
-import errno, os, _posixsubprocess
-
-def limited(call):
-    def instead(*arguments):
-        if os.path.exists("THE LIMIT"):
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return call(*arguments)
-    return instead
-
-os.fork = limited(os.fork)
-_posixsubprocess.fork_exec = limited(_posixsubprocess.fork_exec)
-"""
-
 
 @contextmanager
-def limited(tmp_path: Path, **environ: str) -> Iterator[tuple[Server, Path]]:
-    """A server with the model ``echo``; it gets no process while the file exists."""
-    limit, site = tmp_path / "limit", tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(LIMITED.replace("THE LIMIT", str(limit)))
-    with running(tmp_path, PYTHONPATH=str(site), **environ) as server:
+def scarce(tmp_path: Path, **environ: str) -> Iterator[Server]:
+    """A server with the model ``echo`` where processes may be scarce."""
+    with running(tmp_path, **grounds.scarce(tmp_path), **environ) as server:
         write_handler(server.folder("echo"), ECHO)
         server.load("echo").raise_for_status()
-        yield server, limit
+        yield server
 
 
 def workers(server: Server, master: int) -> list[psutil.Process]:
@@ -66,14 +49,20 @@ def refused_for(server: Server, seconds: float) -> None:
         time.sleep(0.1)
 
 
+def again(server: Server) -> Server:
+    """Talk to the server on a new connection."""
+    server.http.close()
+    server.http = httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60)
+    return server
+
+
 def test_an_engine_that_cannot_be_started_is_started_later(tmp_path: Path) -> None:
-    with limited(tmp_path) as (server, limit):
-        limit.touch()
-        psutil.Process(server.pid_of("engine")).kill()
-        until(lambda: server.invoke("echo", 1).status_code == 503)
-        refused_for(server, 2.0)
-        assert server.process.poll() is None
-        limit.unlink()
+    with scarce(tmp_path) as server:
+        with grounds.no_process(tmp_path):
+            psutil.Process(server.pid_of("engine")).kill()
+            until(lambda: server.invoke("echo", 1).status_code == 503)
+            refused_for(server, 2.0)
+            assert server.process.poll() is None
         until(lambda: server.invoke("echo", 1).status_code == 200)
         assert server.names() == ["echo"]
         assert "the engine cannot be started" in server.log()
@@ -81,39 +70,32 @@ def test_an_engine_that_cannot_be_started_is_started_later(tmp_path: Path) -> No
 
 
 def test_a_server_that_waits_for_a_process_stops_when_it_is_told_to(tmp_path: Path) -> None:
-    with limited(tmp_path) as (server, limit):
-        limit.touch()
+    with scarce(tmp_path) as server, grounds.no_process(tmp_path):
         psutil.Process(server.pid_of("engine")).kill()
         until(lambda: "the engine cannot be started" in server.log())
         assert server.stop(10) == 0
 
 
 def test_the_http_server_is_started_again_when_there_is_a_process_for_it(tmp_path: Path) -> None:
-    with limited(tmp_path) as (server, limit):
-        limit.touch()
-        psutil.Process(server.pid_of("front")).kill()
-        until(lambda: "the HTTP server cannot be started" in server.log())
-        limit.unlink()
+    with scarce(tmp_path) as server:
+        with grounds.no_process(tmp_path):
+            psutil.Process(server.pid_of("front")).kill()
+            until(lambda: "the HTTP server cannot be started" in server.log())
         until(lambda: living(server.family(), "container.front.main"))
-        server.http.close()
-        server.http = httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60)
-        assert server.wait_until_up().invoke("echo", 2).json() == 2
+        assert again(server).wait_until_up().invoke("echo", 2).json() == 2
         assert "Traceback" not in server.log()
 
 
 def test_a_front_worker_is_replaced_later_and_the_others_serve_meanwhile(tmp_path: Path) -> None:
-    with limited(tmp_path, BERTH_FRONT_WORKERS="2") as (server, limit):
+    with scarce(tmp_path, BERTH_FRONT_WORKERS="2") as server:
         master = server.pid_of("front")
         until(lambda: len(workers(server, master)) == 2)
         one, other = workers(server, master)
-        limit.touch()
-        one.kill()
-        until(lambda: "no process for a front worker" in server.log())
-        server.http.close()
-        server.http = httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60)
-        assert server.invoke("echo", 3).json() == 3
-        assert other.is_running()
-        limit.unlink()
+        with grounds.no_process(tmp_path):
+            one.kill()
+            until(lambda: "no process for a front worker" in server.log())
+            assert again(server).invoke("echo", 3).json() == 3
+            assert other.is_running()
         until(lambda: len(workers(server, master)) == 2)
         assert server.pid_of("front") == master
         assert "Traceback" not in server.log()
