@@ -32,6 +32,9 @@ from container.payload import Payload
 
 _Result = TypeVar("_Result")
 
+#: To unmap no more than this takes less time (50 us) than to have another thread do it.
+LITTLE_BYTES = 4 << 20
+
 
 class Up(NamedTuple):
     """A model that has come up: what it consists of, how long each phase took, a request that it takes (None = ?)."""
@@ -224,6 +227,9 @@ class LaneRunner(OnLanes):
         item_s = self._dispatcher.close(name)
         if (there := self._opened.get(name)) is not None and item_s is not None:
             there.item_s = item_s
+        if self._known.bytes(name) <= LITTLE_BYTES:
+            self._close(name, keep=keep)
+            return
         work = functools.partial(self._close, name, keep=keep)
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._closer, work))
 

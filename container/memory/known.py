@@ -135,6 +135,11 @@ class Known:
         segments = sharing.segments(name, held.weights)
         return segments if held.expected_bytes is None else [*segments[:-1], Segment(name, held.expected_bytes)]
 
+    def bytes(self, name: str) -> int:
+        """Return what the open tensors of ``name`` take, those that it shares included; 0 if it is not open."""
+        held = self._held.get(name)
+        return held.weights.bytes if held is not None and held.weights.is_open else 0
+
     def mapped_bytes(self, counts: Callable[[str], bool]) -> int:
         """Return the bytes of the models that ``counts`` and that are served from their files; from any thread."""
         return sum(held.weights.mapped_bytes for name, held in list(self._held.items()) if counts(name))

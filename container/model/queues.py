@@ -25,14 +25,20 @@ class Candidate(NamedTuple):
 
 
 def next_model(candidates: Iterable[Candidate]) -> str | None:
-    """Return the model to run now: the most (queued work x urgency) per run time, the oldest once one starves."""
+    """Return the model to run now: the most (queued work x response ratio), the oldest once one starves.
+
+    The response ratio is how many times longer than its run the oldest has taken: short work goes first among what came
+    together, and what is passed over gains with every moment, the more the shorter it is. By run time alone, the seldom
+    called wait until none of the others is called (50 tiny models at full load: p99 37 ms; so 6, and as many answers).
+    Source: Brinch Hansen, "Short-term scheduling in multiprogramming systems", 1971 (highest response ratio next).
+    """
     best: Candidate | None = None
     best_score = -1.0
     starving: Candidate | None = None
     for candidate in candidates:
         if candidate.oldest_s >= STARVING_S and (starving is None or candidate.oldest_s > starving.oldest_s):
             starving = candidate
-        score = candidate.queued * (1.0 + candidate.oldest_s / STARVING_S) / max(candidate.run_s, 1e-4)
+        score = candidate.queued * (1.0 + candidate.oldest_s / max(candidate.run_s, 1e-4))
         if score > best_score:
             best, best_score = candidate, score
     chosen = starving or best

@@ -31,6 +31,14 @@ def test_a_quick_model_goes_before_a_slow_one_of_the_same_queue() -> None:
     assert next_model([Candidate("slow", 5, 0.1, 1.0), Candidate("quick", 5, 0.1, 0.01)]) == "quick"
 
 
+def test_what_was_passed_over_often_goes_before_quicker_work_that_has_just_come() -> None:
+    quick = Candidate("quick", 2, 0.002, 0.002)
+    assert next_model([quick, Candidate("seldom", 1, 0.001, 0.002)]) == "quick"
+    assert next_model([quick, Candidate("seldom", 1, 0.010, 0.002)]) == "seldom"
+    assert next_model([quick, Candidate("slow", 1, 0.010, 0.050)]) == "quick"
+    assert next_model([quick, Candidate("slow", 1, 0.300, 0.050)]) == "slow"
+
+
 @given(candidates)
 def test_the_oldest_starving_model_goes_before_everything(waiting: list[Candidate]) -> None:
     chosen = next_model(waiting)
