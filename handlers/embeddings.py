@@ -25,7 +25,7 @@ from container.handler import Context, Handler
 from container.nets import bert
 from container.payload import Payload
 from handlers import body
-from handlers.encoders import BertEncoder, Encoder, estimate, is_native, open_encoder
+from handlers.encoders import BertEncoder, Encoder, estimate, is_native, open_encoder, tokenised
 from handlers.sentences import Pooling, Recipe, recipe
 from handlers.steps import in_inference, outcome, shares
 
@@ -109,7 +109,8 @@ class Embeddings(Handler):
 
     def steps(self, batch: list[Request]) -> Iterator[list[Any] | None]:
         """Yield None between runs of the network and the answers last."""
-        tokens = self._encoder.tokenise([text for request in batch for text in request.texts])
+        tokens: list[Any] = []
+        yield from tokenised(self._encoder, [text for request in batch for text in request.texts], tokens)
         asked = [(request.pooling, request.skip) for request in batch for _ in request.texts]
         vectors: list[Tensor] = [torch.empty(0)] * len(tokens)  # each [H], or [T, H] where no pooling is asked
         runs = self._encoder.hidden(tokens)

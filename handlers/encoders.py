@@ -15,10 +15,14 @@ from container.handler import Context, Weights
 from container.nets import bert, checkpoint, packing, tokenizer
 from container.nets.config import Unsupported, fields
 from handlers.pretrained import pretrained
+from handlers.steps import slices
 from handlers.vocabulary import Vocabulary, tokenizer_of, vocabulary_of
 
 #: Longer texts are cut before they are tokenised, at this many characters a token that is kept; English has 4 to 5.
 _CHARACTERS_PER_TOKEN = 256
+
+#: Characters that are tokenised in one step, about half a second of transformers' tokenizers.
+_STEP_CHARACTERS = 1 << 18
 
 _NO_LIMIT = 1 << 30
 _RUN_TOKENS = 4096
@@ -76,6 +80,16 @@ def estimate(texts: Sequence[Text], limit: int) -> int:
     return sum(min(limit, 2 + (len(text) if isinstance(text, str) else sum(map(len, text))) // 4) for text in texts)
 
 
+def tokenised(encoder: Encoder, texts: Sequence[Text], into: list[Any]) -> Iterator[None]:
+    """Put the tokens of ``texts`` ``into`` a list; yield while more are to come: a long list takes half a minute."""
+    short = [_short(text, encoder.limit) for text in texts]
+    lengths = [len(text) if isinstance(text, str) else sum(map(len, text)) for text in short]
+    for part in slices(lengths, _STEP_CHARACTERS):
+        if into:
+            yield
+        into += encoder.tokenise(short[part])
+
+
 def _short(text: Text, limit: int) -> Text:
     """Return ``text`` without what cannot lie in its first ``limit`` tokens, and would take long to be cut off."""
     end = limit * _CHARACTERS_PER_TOKEN
@@ -100,8 +114,7 @@ class BertEncoder:
 
     def tokenise(self, texts: Sequence[Text]) -> Sequence[Any]:
         """Return the encodings of ``texts`` (objects of ``tokenizers``), which hold ids and types."""
-        short = [_short(text, self.limit) for text in texts]
-        return self._words.tokenizer.encode_batch_fast([_lowered(text) for text in short] if self._lower else short)
+        return self._words.tokenizer.encode_batch_fast([_lowered(text) for text in texts] if self._lower else texts)
 
     def prompt_tokens(self, prompt: str) -> int:
         """See Encoder."""
@@ -141,7 +154,7 @@ class TransformersEncoder:
         """Return the encodings of ``texts``: mappings from input name to a list."""
         return [
             self._tokenizer(*([text] if isinstance(text, str) else text), truncation=True, max_length=self.limit)
-            for text in (_short(_lowered(each) if self._lower else each, self.limit) for each in texts)
+            for text in (map(_lowered, texts) if self._lower else texts)
         ]
 
     def prompt_tokens(self, prompt: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +22,18 @@ def in_inference(runs: Iterator[R], take: Callable[[R], object]) -> Iterator[Non
                 return
             take(run)
         yield
+
+
+def slices(lengths: Sequence[int], most: int) -> Iterator[slice]:
+    """Yield places in a row of texts, so that those of each slice have ``most`` characters together, or it is one."""
+    start = size = 0
+    for place, length in enumerate(lengths):
+        if size + length > most and place > start:
+            yield slice(start, place)
+            start, size = place, 0
+        size += length
+    if start < len(lengths):
+        yield slice(start, len(lengths))
 
 
 def shares(counts: Iterable[int]) -> Iterator[slice]:

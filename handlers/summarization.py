@@ -32,7 +32,7 @@ Count = Annotated[int, Meta(ge=0, le=1 << 20)]
 #: Texts in one request.
 _MAX_TEXTS = 64
 #: More than any text has that fits; longer ones are not worth tokenising to count, which may take a minute.
-_CHARACTERS_PER_TOKEN = 256
+_CHARACTERS_PER_TOKEN = 64
 #: Beams times texts in one run: their caches lie in memory side by side.
 _MAX_ROWS = 32
 

@@ -23,7 +23,7 @@ from container.nets import bert
 from container.nets.config import fields, labels
 from container.payload import Payload
 from handlers import body
-from handlers.encoders import BertEncoder, Text, TransformersEncoder, estimate, is_native, open_encoder
+from handlers.encoders import BertEncoder, Text, TransformersEncoder, estimate, is_native, open_encoder, tokenised
 from handlers.scores import Function, Parameters, ranked, usual
 from handlers.steps import in_inference, outcome, shares
 
@@ -92,7 +92,8 @@ class TextClassification(Handler):
 
     def steps(self, batch: list[Request]) -> Iterator[list[Any] | None]:
         """Yield None between runs of the network and the answers last."""
-        tokens = self._encoder.tokenise([text for request in batch for text in request.texts])
+        tokens: list[Any] = []
+        yield from tokenised(self._encoder, [text for request in batch for text in request.texts], tokens)
         logits = torch.empty(len(tokens), len(self._labels))
         for _ in in_inference(self._runs(tokens), lambda run: logits.index_copy_(0, *run)):
             yield None

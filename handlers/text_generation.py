@@ -25,7 +25,7 @@ from container.payload import Payload
 from handlers import body, stream
 from handlers.generators import Gpt2Generator, TransformersGenerator
 from handlers.sampling import Row, Taste
-from handlers.steps import outcome
+from handlers.steps import outcome, slices
 
 Meta = msgspec.Meta
 Positive = Annotated[int, Meta(ge=1)]
@@ -46,6 +46,7 @@ _MAX_STOPS = 64
 _MAX_STOP_CHARACTERS = 1024
 #: Far more than any token has (GPT-2's longest is 128 spaces).
 _CHARACTERS_PER_TOKEN = 1024
+_SLICE_CHARACTERS = 1 << 18
 
 
 class Parameters(msgspec.Struct, frozen=True):
@@ -133,7 +134,6 @@ class TextGeneration(Handler):
             if given.get(name) == 1:
                 del given[name]
         wanted = body.parameters(given, Parameters, _ABSENT)
-        prompts = self._generator.tokenise(texts)
         given_stops = (wanted.stop, wanted.stop_sequences)
         stops = [stop for each in given_stops for stop in ([each] if isinstance(each, str) else each)]
         if len(stops) > _MAX_STOPS or max(map(len, stops), default=0) > _MAX_STOP_CHARACTERS:
@@ -143,9 +143,14 @@ class TextGeneration(Handler):
             )
         if "" in stops:
             raise BadInput("parameter stop holds an empty text, which would stop everything at once")
-        room = [_room(wanted, f"inputs[{i}]", len(prompt), self._generator.limit) for i, prompt in enumerate(prompts)]
-        for index, (prompt, more) in enumerate(zip(prompts, room, strict=True)):
-            self._check_cache(f"inputs[{index}]", len(prompt), more)
+        prompts: list[list[int]] = []
+        room: list[int] = []
+        for part in slices([len(text) for text in texts], _SLICE_CHARACTERS):  # what is refused, at its first text
+            for prompt in self._generator.tokenise(texts[part]):
+                where = f"inputs[{len(prompts)}]"
+                prompts.append(prompt)
+                room.append(_room(wanted, where, len(prompt), self._generator.limit))
+                self._check_cache(where, len(prompt), room[-1])
         taste = Taste(
             wanted.do_sample,
             wanted.temperature,
