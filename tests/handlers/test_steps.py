@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,4 +29,4 @@ def test_a_long_list_gives_way_while_it_is_tokenised() -> None:
     many = 2 + encoders._STEP_CHARACTERS // (handler._encoder.limit * encoders._CHARACTERS_PER_TOKEN)
     request, short = (handler.decode(payload(["tide " * words] * many)) for words in (50_000, 600))
     assert sum(1 for _ in handler.steps([request])) == sum(1 for _ in handler.steps([short])) + 1
-    assert handler.predict([request]) == handler.predict([short])
+    assert np.array_equal(handler.predict([request])[0], handler.predict([short])[0])
