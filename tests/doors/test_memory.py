@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.doors.differences import DIFFERENCES
 from tests.makers import tiny_bert
+from tests.memory_errors import CODES, TABLE
 from tests.server import Server, running, write_handler
 
+#: Raises what its request names by number, and while it loads what its options name.
+RAISES = f"""
+import errno
+import numpy
+from container.handler import Handler
+
+CODES = {list(CODES.values())!r}
+
+def fail(number):
+    exec(CODES[number], {{"errno": errno}})
+
+class Raises(Handler):
+    batched = False
+
+    def load(self, model_dir, context):
+        if "at_load" in context.options:
+            fail(context.options["at_load"])
+
+    def predict(self, batch):
+        fail(int(numpy.ravel(batch)[0]))
+"""
 GREEDY = """
 from container.handler import Handler
 
@@ -28,6 +51,66 @@ def server(door: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     limit = str(int(size * 2.5))
     with running(base, BERTH_DOOR=door, BERTH_MEMORY_LIMIT=limit, BERTH_EVICTION="platform") as started:
         yield started
+
+
+def asked(server: Server, number: int) -> dict[str, Any]:
+    """The answers of every way to ask the model "raises" that the door has."""
+    ways = {"invoke": server.invoke("raises", number)}
+    if server.environ["BERTH_DOOR"] == "http":
+        ways["invocations"] = server.http.post("/invocations", json=number)
+        question = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [number]}]}
+        ways["v2"] = server.http.post("/v2/models/raises/infer", json=question)
+        headers = {"Content-Type": "application/vnd.kserve.v2+json"}
+        ways["v2 by content type"] = server.http.post("/models/raises/invoke", json=question, headers=headers)
+    return ways
+
+
+def loaded(server: Server, name: str) -> dict[str, Any]:
+    """The answers of every way to load ``name`` that the door has; none of them succeeds."""
+    ways = {"POST /models": server.load(name)}
+    if server.environ["BERTH_DOOR"] == "http":
+        ways["v2"] = server.http.post(f"/v2/repository/models/{name}/load")
+    return ways
+
+
+@pytest.fixture(scope="module")
+def at_large(door: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with room for all, with the model "raises" behind every way to ask that there is."""
+    base = tmp_path_factory.mktemp(door)
+    write_handler(base / "model", RAISES)
+    single = {"SAGEMAKER_MULTI_MODEL": ""} if door == "http" else {}  # Java serves one or many
+    with running(base, BERTH_DOOR=door, **single) as started:
+        write_handler(started.folder("raises"), RAISES)
+        started.load("raises").raise_for_status()
+        yield started
+
+
+@pytest.mark.parametrize(("name", "real"), [pytest.param(name, real, id=name) for name, _, real in TABLE])
+def test_at_invoke_only_a_real_failure_to_allocate_is_507_at_every_door(
+    at_large: Server, name: str, real: bool
+) -> None:
+    wanted = (507, "memory.exhausted") if real else (500, "model.failed")
+    answers = asked(at_large, list(CODES).index(name))
+    found = {way: (answer.status_code, answer.json()["reason"]) for way, answer in answers.items()}
+    assert found == dict.fromkeys(answers, wanted)
+
+
+#: Java takes seconds to be rid of a model that was refused; which error is one is decided before it.
+AT_LOAD = {"http": list(CODES), "mms": ["torch", "no space", "value error", "own class"]}
+
+
+def test_at_load_only_a_real_failure_to_allocate_is_507_at_every_door(at_large: Server, door: str) -> None:
+    before = at_large.names()
+    for name, _, real in TABLE:
+        if name not in AT_LOAD[door]:
+            continue
+        number = list(CODES).index(name)
+        model = f"fails{number}"
+        write_handler(at_large.folder(model), RAISES, options={"at_load": number})
+        answers = loaded(at_large, model)
+        found = {way: answer.status_code for way, answer in answers.items()}
+        assert found == dict.fromkeys(answers, 507 if real else 500), name
+        assert at_large.names() == before
 
 
 def processes(server: Server) -> set[int]:

@@ -14,31 +14,10 @@ import pytest
 
 from container.memory import probe
 from tests.makers import booked_bytes, tiny_bert, vast_bert
+from tests.memory_errors import CODES, TABLE
 from tests.server import Server, running, write_handler, write_script
 
 TEXT = {"inputs": "a b c"}
-#: What really is an allocation that failed, as Python raises it.
-REAL = {
-    "torch": 'import torch; raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")',
-    "torch, a real one": "import torch; torch.empty(1 << 60, dtype=torch.uint8)",
-    "python": "raise MemoryError()",
-    "numpy, a real one": "import numpy; numpy.zeros(1 << 56)",
-    "no memory": 'raise OSError(errno.ENOMEM, "Cannot allocate memory")',
-    "no space": 'raise OSError(errno.ENOSPC, "No space left on device")',
-    "cublas": 'raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")',
-    "cudnn": 'raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")',
-    "wrapped": 'raise ValueError("could not build the model") from MemoryError()',
-}
-#: What only says so.
-LOOK_ALIKE = {
-    "value error": 'raise ValueError("CUDA out of memory")',
-    "runtime error": 'raise RuntimeError("the queue is out of memory slots")',
-    "os error": 'raise OSError(errno.EACCES, "Cannot allocate memory")',
-    "own class": 'class OutOfMemoryError(Exception): ...\nraise OutOfMemoryError("CUDA out of memory")',
-    "while handling": "try:\n    raise MemoryError()\nexcept MemoryError:\n    raise KeyError('x')",
-}
-TABLE = [(name, code, True) for name, code in REAL.items()] + [(name, code, False) for name, code in LOOK_ALIKE.items()]
-CODES = {name: code for name, code, _ in TABLE}
 CASES = [pytest.param(name, real, id=name) for name, _, real in TABLE]
 
 RAISES = f"""
