@@ -67,6 +67,35 @@ def test_a_read_behind_the_end_of_a_cut_file_ends_and_the_check_tells(tmp_path: 
     assert lines[3:] == ["changed", "signals still reach the loop"]
 
 
+@pytest.mark.parametrize("length", [0, 100_000, 2_000_123], ids=["nothing", "some", "half and a part of a page"])
+@pytest.mark.parametrize("resident", [True, False], ids=["read before", "not in memory"])
+def test_a_file_that_is_cut_between_the_check_and_the_batch_costs_the_batch_only(
+    tmp_path: Path, resident: bool, length: int
+) -> None:
+    done = run(
+        tmp_path,
+        f"""
+        if not {resident}:
+            for mapping in mapped._all:
+                mapping.forget_pages()
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        weights.check()
+        os.truncate(file, {length})
+        print("batch", await asyncio.to_thread(lambda: (weights["w"] @ torch.ones(1000, 8)).sum().item()) < 8e6)
+        print("ahead", [mapping.read_ahead() for mapping in mapped._all])
+        try:
+            weights.check()
+        except WeightsChanged:
+            print("changed")
+        weights.close()
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["before 1000000.0", "batch True", "ahead [None]", "changed"]
+
+
 def test_the_loop_itself_may_be_the_one_that_reads(tmp_path: Path) -> None:
     done = run(tmp_path, 'os.truncate(file, 0)\nprint("on the loop", weights["w"].sum().item())')
     assert done.returncode == 0, done.stderr

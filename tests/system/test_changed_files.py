@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from container.memory.sizes import checkpoint_bytes
+from tests.handlers.models import gpt2
 from tests.makers import tiny_bert
 from tests.server import Server, running, write_script
 
@@ -230,6 +232,26 @@ def test_what_is_broken_is_told_and_answers_again_once_mended(
     tiny_bert(file.parent, 3)
     assert server.invoke(name, TEXT).json() == wanted(server, 3)
     assert server.describe(name)["tier"] == "device"
+
+
+def test_a_file_that_is_cut_while_a_long_answer_grows_costs_that_answer_only(server: Server) -> None:
+    """The check before the run was long ago; hundreds of steps read the weights after it."""
+    folder = gpt2(server.folder("grows"), n_positions=1024)
+    server.load("grows").raise_for_status()
+    right = wanted(server, 1)
+    long = {"inputs": "the ship", "parameters": {"max_new_tokens": 1000}}
+    with ThreadPoolExecutor(1) as caller:
+        asked = caller.submit(server.invoke, "grows", long)
+        deadline = time.monotonic() + 30
+        while not server.describe("grows").get("cacheBytes") and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.truncate(folder / WEIGHTS, 5000)
+        answer = asked.result()
+    assert (answer.status_code, answer.json()["reason"]) == (400, "model.archive"), answer.text
+    assert server.invoke("reference1", TEXT).json() == right
+    shutil.rmtree(folder)
+    gpt2(folder, n_positions=1024)
+    assert server.invoke("grows", {"inputs": "the ship"}).status_code == 200
 
 
 def test_nothing_wrong_is_answered_while_files_change_under_load(tmp_path: Path) -> None:
