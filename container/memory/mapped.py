@@ -37,8 +37,8 @@ GONE: Identity = (0, 0, 0, 0)
 REMEMBERED = 4096
 
 _MAP_FIXED = 0x10
-#: Since Linux 5.14; not in Python's mmap before 3.14.
-_MADV_POPULATE_READ = 22
+#: Since Linux 5.4 and 5.14; not in Python's mmap.
+_MADV_COLD, _MADV_POPULATE_READ = 20, 22
 #: What is asked for at a time: the kernel holds the process's memory map meanwhile, and others may want to change it.
 _PIECE_BYTES = 8 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -144,6 +144,9 @@ class MappedFile:
         Letting go of the last tensor would do it under the interpreter's lock: 10 ms for a BERT that all models feel.
         """
         if self._storages and not self._covered:
+            # Under a limit its pages in the page cache are to go before those of models that are up, though these may
+            # have been used less often: they would be read again under the next batch.
+            _libc.madvise(*self._extent(), _MADV_COLD)
             _libc.madvise(*self._extent(), mmap.MADV_DONTNEED)
 
     def _extent(self) -> tuple[int, int]:
