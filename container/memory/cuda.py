@@ -42,7 +42,7 @@ class CudaDevice:
             done = int(_cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), _PORTABLE)) == 0
             if not done:  # CUDA remembers the error, and torch would blame the next kernel for it: let this one be it
                 with contextlib.suppress(RuntimeError):
-                    torch.zeros(1, device=self._device)
+                    torch.ones(1, device=self._device)  # not zeros, which may be no kernel but a memset
         return done
 
     def unpin(self, memory: torch.Tensor) -> None:
