@@ -66,7 +66,8 @@ class Supervisor:
         self._engine = Kept("the engine")
         self._front = Kept("the HTTP server")
         self._engine_deaths: deque[float] = deque(maxlen=DEATHS + 1)
-        self._killed: deque[int] = deque(maxlen=64)
+        self._patience = watch.Patience()
+        self._killed: set[int] = set()
         self._stop_by_s: float | None = None
         self._status = 0
         self._unhealthy = settings.run_dir / "unhealthy"
@@ -288,12 +289,15 @@ class Supervisor:
         self._front.want()
 
     def _end_what_hangs(self) -> None:
-        """Kill every process that is inside a model's code past its deadline; its parent judges the model."""
-        for inside in self._page.late(time.monotonic()):
+        """Kill every process that is inside a model's code past its deadline, or stands still; its parent judges it."""
+        over = self._patience.over(self._page.inside(), time.monotonic())
+        self._killed.intersection_update(inside.pid for inside in over)
+        for inside in over:
             if inside.pid in self._killed:
                 continue
-            self._killed.append(inside.pid)
-            _log.error("killing process %d: model %s did not come back from %s", inside.pid, inside.model, inside.phase)
+            self._killed.add(inside.pid)
+            what = f"model {inside.model} did not come back from {inside.phase}" if inside.model else "it stands still"
+            _log.error("killing process %d: %s", inside.pid, what)
             kept.send(inside.pid, signal.SIGKILL)
 
     def _judge(self, inside: list[watch.Inside], how: str) -> None:

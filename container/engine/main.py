@@ -121,7 +121,7 @@ class Parts:
         page = watch.Page(settings.run_dir / "page")
         count = min(cores, 4) if device is None else 1
         compute = "cpu" if device is None else device.compute
-        slots = [page.slot(index, os.getpid()) for index in range(count + 1)]
+        *slots, self.pulse = (page.slot(index, os.getpid()) for index in range(count + 2))
         dispatcher = Dispatcher(Lanes(count, _tune if compute == "cpu" else None, slots))
         marks = plan.Marks(*settings.water_marks) if settings.water_marks is not None else None
         self.keeper = Keeper(Ledger(limits), self._sink, settings.eviction, marks)
@@ -148,7 +148,7 @@ class Parts:
         dispatcher.on_idle = self._idle
         dispatcher.on_stale = self.calls.stale
         self._run_dir, self._compute, self._page = settings.run_dir, compute, page
-        self._places = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS, watch.BLOCK))
+        self._places = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS - watch.BLOCK + 1, watch.BLOCK))
         self.guests = self._child("guests", again=True)
         builders = ThreadPoolExecutor(1, "builder")
         self.own = OwnRunner(self._child, builders, settings.state_dir / "environments", settings.state_limit)
@@ -231,7 +231,9 @@ async def _run(settings: Settings, control: Control) -> None:
     first = asyncio.get_running_loop().create_task(
         _load_first(parts, [entry for entry in registered if not entry.manifest], control.tell)
     )
+    pulse = asyncio.get_running_loop().create_task(parts.pulse.beat())
     await ended.wait()
+    pulse.cancel()
     first.cancel()
     server.close()
     await asyncio.gather(parts.guests.stop(), parts.own.stop())

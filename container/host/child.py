@@ -191,7 +191,9 @@ async def _run(socket: Path, child_name: str, device: str, lanes: int, slots: li
     loop.add_signal_handler(signal.SIGTERM, ended.set)
     server = await serve(Child(device, lanes, slots), socket)
     _log.info("%s is up", child_name)
+    pulse = loop.create_task(slots[lanes + 2].beat())
     await ended.wait()
+    pulse.cancel()
     server.close()
 
 
@@ -216,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.alone:
         imports.live_alone()
     page = watch.Page(options.page)
-    slots = [page.slot(options.first_slot + index, os.getpid()) for index in range(options.lanes + 2)]
+    slots = [page.slot(options.first_slot + index, os.getpid()) for index in range(watch.BLOCK)]
     try:
         uvloop.run(_run(options.socket, options.name, options.device, options.lanes, slots))
     except ServingError as error:

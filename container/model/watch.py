@@ -1,13 +1,14 @@
 """Who is inside a model's code right now, and until when: a page of memory that the supervisor can read.
 
 Before a lane enters a handler it writes (pid, phase, model, deadline) into its slot, and clears the deadline when it is
-out. A process that hangs, even one that holds the interpreter's lock, cannot hide what it hangs in; one that dies
-leaves behind whose code it died in. Writing costs about a microsecond and takes no lock: a slot has one writer, and the
-deadline is written last and cleared first.
+out; and the event loop of each process has a pulse there. A process that hangs, even one that holds the interpreter's
+lock, cannot hide what it hangs in; one that dies leaves behind whose code it died in. Writing costs about a microsecond
+and takes no lock: a slot has one writer, and the deadline is written last and cleared first.
 """
 
 from __future__ import annotations
 
+import asyncio
 import mmap
 import struct
 import time
@@ -18,9 +19,15 @@ _SLOT = struct.Struct("<I20s256s")
 _DEADLINE = struct.Struct("<d")
 _STRIDE = 288
 SLOTS = 4096
-#: The engine's slots come first; then those of its children, a block each: two lanes, the event loop, the loader.
+#: The engine's slots come first; then those of its children, a block each: two lanes, jobs on the event loop, the
+#: loader, the loop's pulse.
 ENGINE_SLOTS = 8
-BLOCK = 4
+BLOCK = 5
+#: Phase of a process's event loop, which is inside nobody's code: how often it says that it turns, and how long it may
+#: be silent while no other slot of its process is within its time.
+LOOP, PULSE_S, SILENT_S = "loop", 1.0, 20.0
+#: After everything stood still this long (a container that was paused), everybody has this much longer.
+GAP_S, LENIENT_S = 2.0, 5.0
 #: Deaths inside a model's code that are forgiven.
 FORGIVEN = 1
 
@@ -71,16 +78,12 @@ class Page:
                 found.append(Inside(index, pid, _text(phase), _text(model), deadline_s))
         return found
 
-    def late(self, now_s: float) -> list[Inside]:
-        """Return those whose deadline has passed."""
-        return [inside for inside in self.inside() if inside.deadline_s < now_s]
-
     def clear(self, pid: int) -> list[Inside]:
         """Empty the slots of a process that is dead; return whose code it was in."""
         was = [inside for inside in self.inside() if inside.pid == pid]
         for inside in was:
             _DEADLINE.pack_into(self._memory, inside.slot * _STRIDE, 0.0)
-        return was
+        return [inside for inside in was if inside.phase != LOOP]
 
     def clear_all(self) -> None:
         """Empty every slot: everyone who wrote on the page is dead."""
@@ -104,6 +107,34 @@ class Slot:
     def leave(self) -> None:
         """Note that it is out again."""
         _DEADLINE.pack_into(self._memory, self._at, 0.0)
+
+    async def beat(self) -> None:
+        """Say again and again that the event loop turns; ends with it."""
+        while True:
+            self.enter(LOOP, "", SILENT_S)
+            await asyncio.sleep(PULSE_S)
+
+
+class Patience:
+    """When it is over: whoever is past the deadline, unless everything stood still, the one who looks included. Pure.
+
+    A silent loop counts only where nobody's code may be what keeps it: none of its process is within its time.
+    """
+
+    def __init__(self) -> None:
+        self._looked_s = float("inf")
+        self._lenient_until_s = 0.0
+
+    def over(self, inside: list[Inside], now_s: float) -> list[Inside]:
+        """Return those of ``inside`` whose processes must be killed. Called all the time."""
+        if now_s - self._looked_s > GAP_S:
+            self._lenient_until_s = now_s + LENIENT_S
+        self._looked_s = now_s
+        if now_s < self._lenient_until_s:
+            return []
+        working = {each.pid for each in inside if each.phase != LOOP and each.deadline_s >= now_s}
+        late = [each for each in inside if each.deadline_s < now_s]
+        return [each for each in late if each.phase != LOOP or each.pid not in working]
 
 
 def _text(raw: bytes) -> str:
