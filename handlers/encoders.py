@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from container.handler import Context, Weights
-from container.nets import bert, checkpoint, packing, tokenizer
+from container.nets import bert, checkpoint, outline, packing, tokenizer
 from container.nets.config import Unsupported, fields
 from handlers.pretrained import pretrained
 from handlers.steps import slices
@@ -189,10 +189,17 @@ class TransformersEncoder:
 def is_native(folder: Path) -> bool:
     """Return whether our BERT computes the network in ``folder``. Raises BadArchive."""
     try:
-        bert.read(fields(folder))
+        _ours(folder)
     except Unsupported:
         return False
     return True
+
+
+def _ours(folder: Path) -> bert.Config:
+    """Return what our BERT is to compute. Raises Unsupported if it, or the raw tokenizer, is not to; BadArchive."""
+    config = bert.read(fields(folder))
+    outline.check(folder)
+    return config
 
 
 def open_encoder(folder: Path, context: Context, auto: str, classes: int = 0) -> BertEncoder | TransformersEncoder:
@@ -201,7 +208,7 @@ def open_encoder(folder: Path, context: Context, auto: str, classes: int = 0) ->
     classes: outputs of the head, 0 for none. Raises BadArchive.
     """
     try:
-        config = bert.read(fields(folder))
+        config = _ours(folder)
         weights = (context.open_weights or checkpoint.read)(folder)
         return BertEncoder(folder, weights, bert.layout_of(config, weights, classes))
     except Unsupported:

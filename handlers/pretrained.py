@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from container.errors import BadArchive
-from container.nets.config import fields
+from container.nets.config import MOST_LAYERS, fields
 
 #: Ways of telling places apart that were dropped with transformers 5, which ignores the setting.
 _DROPPED = ("relative_key", "relative_key_query")
@@ -25,7 +25,9 @@ def pretrained(auto: str, model_dir: Path, spare: str = "") -> Any:
     """
     import transformers  # seconds, for these models only
 
-    _known(fields(model_dir), transformers)
+    found = fields(model_dir)
+    _known(found, transformers)
+    _check_layers(found)
     model, told = getattr(transformers, auto).from_pretrained(
         str(model_dir), local_files_only=True, output_loading_info=True
     )
@@ -37,6 +39,19 @@ def pretrained(auto: str, model_dir: Path, spare: str = "") -> Any:
             "another class, or for another task?"
         )
     return model.eval()
+
+
+def _check_layers(found: dict[str, Any]) -> None:
+    """Raise BadArchive for more layers than any network has: transformers builds them before it reads a weight."""
+    parts = [found, *(each for each in found.values() if isinstance(each, dict))]
+    for name, value in ((name, value) for part in parts for name, value in part.items()):
+        numbers = value if isinstance(value, list) else [value]
+        if "layer" in name or "depth" in name or "block" in name:
+            most = max((number for number in numbers if type(number) is int), default=0)
+            if most > MOST_LAYERS and not name.endswith(("_size", "_dim", "_id")):
+                raise BadArchive(
+                    f"config.json asks for {name} = {most}; networks of up to {MOST_LAYERS} layers are built"
+                )
 
 
 def _known(found: dict[str, Any], transformers: Any) -> None:

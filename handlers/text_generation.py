@@ -19,7 +19,7 @@ import msgspec
 
 from container.errors import BadInput, LargerThanTier
 from container.handler import Claim, Context, Handler, Parts, Ready
-from container.nets import checkpoint, gpt2
+from container.nets import checkpoint, gpt2, outline
 from container.nets.config import Unsupported, fields
 from container.payload import Payload
 from handlers import body, stream
@@ -96,7 +96,7 @@ class TextGeneration(Handler):
     def native(cls, model_dir: Path) -> bool:
         """Return whether the model is served by our function: without transformers, re-entrant, shareable."""
         try:
-            gpt2.read(fields(model_dir))
+            _ours(model_dir)
         except Unsupported:
             return False
         return True
@@ -105,7 +105,7 @@ class TextGeneration(Handler):
         """See Handler. Raises BadArchive."""
         self._device_room = context.room
         try:
-            config = gpt2.read(fields(model_dir))
+            config = _ours(model_dir)
             weights = (context.open_weights or checkpoint.read)(model_dir)
             self._generator = Gpt2Generator(model_dir, weights, gpt2.layout_of(config, weights))
             self.reentrant = True
@@ -230,6 +230,13 @@ class TextGeneration(Handler):
                 return told.last(row.chosen, added, whole)
             answers.append([{"generated_text": whole}])
         return answers[0] if request.single else answers
+
+
+def _ours(model_dir: Path) -> gpt2.Config:
+    """Return what our GPT-2 is to compute. Raises Unsupported if it, or the raw tokenizer, is not to; BadArchive."""
+    config = gpt2.read(fields(model_dir))
+    outline.check(model_dir)
+    return config
 
 
 def _room(wanted: Parameters, where: str, prompt: int, limit: int) -> int:

@@ -21,7 +21,7 @@ from container.archive.architectures import task_named, task_of
 from container.archive.manifest import Batch, Berth, Kind, Manifest, Triton, read_berth_json
 from container.archive.nothing import nothing
 from container.archive.tasks import united
-from container.archive.tree import Tree
+from container.archive.tree import MAX_TEXT_BYTES, Tree
 from container.archive.triton import read_config
 from container.errors import BadArchive
 
@@ -33,6 +33,9 @@ _NO_WEIGHTS = re.compile(r"(optimizer|scheduler|training_args|rng_state\w*|scale
 #: One of several files of a checkpoint, by its number and theirs.
 _SHARD = re.compile(r"(.+-)\d{5}-of-(\d{5})(\.safetensors|\.bin)")
 _MANY_SHARDS = 1000
+#: Beginnings of files that hold a tokenizer's words, and bytes that none has.
+_VOCABULARIES = ("tokenizer.", "vocab.", "merges.", "sentencepiece.", "spiece.", "added_tokens.")
+_VOCABULARY_BYTES = 256 << 20
 _LFS = b"version https://git-lfs"
 _TASKS: dict[Kind, str] = {"triton": "tensors", "tabular": "tabular"}
 
@@ -73,6 +76,7 @@ def describe(folder: Path, *, program: str = "inference.py", hf_task: str = "", 
         task = task or task_of(architectures) or task_named(hf_task)
     if found.kind == "folder":
         _check_weights(home)
+        _check_texts(home)
         if not task:
             raise BadArchive(
                 f"the task of {', '.join(architectures) or 'config.json, which names no architectures,'} is not known; "
@@ -276,6 +280,14 @@ def _check_weights(home: Tree) -> None:
             raise BadArchive(f"{name} is empty")
         if home.files[name].size < 1024 and home.head(name, len(_LFS)) == _LFS:
             raise BadArchive(f"{name} is a git-lfs pointer, not the weights; run `git lfs pull` before packing")
+
+
+def _check_texts(home: Tree) -> None:
+    """Raise BadArchive for a text that nobody wrote: what loads the model would read it into memory as a whole."""
+    for name in home.named("*.json", "*.txt", "*.jinja", "*.model"):
+        most = _VOCABULARY_BYTES if name.startswith(_VOCABULARIES) else MAX_TEXT_BYTES
+        if home.files[name].size > most:
+            raise BadArchive(f"{name} has {home.files[name].size} bytes, too many for what it should be")
 
 
 def _weights_bytes(home: Tree) -> int:

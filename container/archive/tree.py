@@ -23,6 +23,8 @@ IGNORED = frozenset({".ipynb_checkpoints", "__pycache__", ".git", "__MACOSX", ".
 _QUIET_NS = 20_000_000
 #: More than any config or index has; a weight file named config.json is not read into memory.
 MAX_TEXT_BYTES = 32 << 20
+#: Endings of what is read when a model is loaded.
+_READ = (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin", ".pt", ".pth", ".onnx", ".ubj", ".py", ".pbtxt")
 
 
 class Leaf(NamedTuple):
@@ -165,4 +167,8 @@ def _look(home: str, name: str) -> Leaf | None:
             status = os.stat(path)  # noqa: PTH116
     except OSError as error:
         raise BadArchive(f"{name} cannot be read: {error.strerror}") from error
-    return Leaf(status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+    if stat.S_ISREG(status.st_mode):
+        return Leaf(status.st_size, status.st_mtime_ns)
+    if name.endswith(_READ):  # whatever loads the model opens it by its name, and waits for ever
+        raise BadArchive(f"{name} is a fifo, a socket or a device; archives may hold files and folders only")
+    return None

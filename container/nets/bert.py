@@ -37,14 +37,14 @@ _RUN_TOKENS_GPU = 16384
 class Config(msgspec.Struct, frozen=True):
     """The keys of config.json that change BERT's numbers at inference, with transformers' defaults."""
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    vocab_size: configs.Size = 30522
+    hidden_size: configs.Size = 768
+    num_hidden_layers: configs.Layers = 12
+    num_attention_heads: configs.Size = 12
+    intermediate_size: configs.Size = 3072
     hidden_act: str = "gelu"
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
+    max_position_embeddings: configs.Size = 512
+    type_vocab_size: configs.Size = 2
     layer_norm_eps: float = 1e-12
     position_embedding_type: str = "absolute"
     is_decoder: bool = False

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from container.errors import BadArchive
+
+MOST_LAYERS = 2048
+#: Of a file that is read as a whole, as transformers does, too: more than any configuration has.
+_MAX_BYTES = 32 << 20
+
+#: A size that config.json gives; 0 would divide by nothing.
+Size = Annotated[int, msgspec.Meta(ge=1)]
+#: Of layers, each of which costs memory before a weight is looked at; ten times what the deepest networks have.
+Layers = Annotated[int, msgspec.Meta(ge=0, le=MOST_LAYERS)]
 
 C = TypeVar("C", bound=msgspec.Struct)
 
@@ -27,11 +36,14 @@ def fields(model_dir: Path, name: str = "config.json") -> dict[str, Any]:
     Raises BadArchive.
     """
     try:
-        raw = (model_dir / name).read_bytes()
+        size = (model_dir / name).stat().st_size
+        raw = (model_dir / name).read_bytes() if size <= _MAX_BYTES else b""
     except FileNotFoundError as error:
         if name == "config.json":
             raise BadArchive(f"no config.json in the model's folder {model_dir.name!r}") from error
         return {}
+    if size > _MAX_BYTES:
+        raise BadArchive(f"{name} has {size} bytes, too many for what it should be")
     try:
         found = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

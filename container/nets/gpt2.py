@@ -38,11 +38,11 @@ _ALIASES = {
 class Config(msgspec.Struct, frozen=True):
     """The keys of config.json that change GPT-2's numbers at inference, with transformers' defaults."""
 
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
+    vocab_size: configs.Size = 50257
+    n_positions: configs.Size = 1024
+    n_embd: configs.Size = 768
+    n_layer: configs.Layers = 12
+    n_head: configs.Size = 12
     n_inner: int | None = None
     activation_function: str = "gelu_new"
     layer_norm_epsilon: float = 1e-5

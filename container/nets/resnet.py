@@ -24,10 +24,10 @@ _NORM = ("normalization.weight", "normalization.bias", "normalization.running_me
 class Config(msgspec.Struct, frozen=True):
     """The keys of config.json that change ResNet's numbers at inference, with transformers' defaults."""
 
-    num_channels: int = 3
-    embedding_size: int = 64
-    hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
-    depths: tuple[int, ...] = (3, 4, 6, 3)
+    num_channels: configs.Size = 3
+    embedding_size: configs.Size = 64
+    hidden_sizes: tuple[configs.Size, ...] = (256, 512, 1024, 2048)
+    depths: tuple[configs.Layers, ...] = (3, 4, 6, 3)
     layer_type: Literal["basic", "bottleneck"] = "bottleneck"
     hidden_act: str = "relu"
     downsample_in_first_stage: bool = False

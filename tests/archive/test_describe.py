@@ -288,7 +288,14 @@ def test_a_fifo_in_the_place_of_a_config_is_not_waited_for(make: Make) -> None:
     folder = make(WEIGHTS)
     (folder / "config.json").unlink()
     os.mkfifo(folder / "config.json")
-    assert "no model in" in refusal(folder)
+    assert refusal(folder).startswith("config.json is a fifo, a socket or a device")
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text('{"architectures": ["BertModel"]}')
+    os.mkfifo(folder / "tokenizer_config.json")
+    assert refusal(folder).startswith("tokenizer_config.json is a fifo")
+    (folder / "tokenizer_config.json").unlink()
+    os.mkfifo(folder / "control.sock")
+    describe(folder)
 
 
 def test_a_config_of_gigabytes_is_not_read(make: Make) -> None:

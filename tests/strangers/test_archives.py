@@ -143,6 +143,9 @@ CONFIGS = [
     b'{"architectures": ["BertModel"], "hidden_size": 0}',
 ]
 CONFIGS += [b'{"architectures": ["BertModel"], "hidden_size": 1e99, "num_hidden_layers": 99999999}', b"\xff\xfe"]
+CONFIGS += [b'{"architectures": ["BertModel"], "num_hidden_layers": 1000000000}']
+CONFIGS += [b'{"architectures": ["BertModel"], "num_attention_heads": 0}']
+CONFIGS += [b'{"architectures": ["DistilBertModel"], "model_type": "distilbert", "n_layers": 1000000}']
 CONFIGS += [b'{"architectures": ["../../etc/passwd"]}', b'{"architectures": ["__import__"]}', b"null"]
 
 
@@ -158,6 +161,22 @@ def test_descriptions_that_are_none_are_a_broken_archive(server: Server, file: s
     else:
         told = (answer.status_code, answer.json()["reason"])
         assert told in ((400, "model.archive"), (500, "model.load_failed")), answer.text
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"])
+def test_a_description_of_a_terabyte_or_without_an_end_is_a_broken_archive(server: Server, file: str) -> None:
+    for kind in ("hole", "fifo"):
+        name = f"{kind}{file[0]}{len(file)}"
+        tiny_bert(server.folder(name))
+        there = server.folder(name) / file
+        there.unlink(missing_ok=True)
+        if kind == "fifo":
+            os.mkfifo(there)
+        else:
+            with there.open("wb") as out:
+                out.truncate(1 << 40)
+        answer = server.load(name)
+        assert (answer.status_code, answer.json()["reason"]) == (400, "model.archive"), answer.text
 
 
 def test_code_in_a_torch_pickle_is_never_run(server: Server, tmp_path: Path) -> None:
