@@ -91,7 +91,10 @@ class Engine:
         task = asyncio.get_running_loop().create_task(work)
         self._lasting.add(task)
         task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            del task  # its error knows this frame: a circle, which would keep what a failed load had in hand
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._lasting.discard(task)

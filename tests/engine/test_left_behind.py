@@ -6,6 +6,7 @@ The engine is the real one without its process: all parts, real lanes, real file
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import time
 from collections import Counter
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from container.engine.main import Parts
+from container.errors import BadModelPath
 from container.model import watch
 from container.payload import Payload
 from container.settings import Settings
@@ -53,6 +55,8 @@ async def cycle(parts: Parts, folder: Path, name: str = "coming-and-going") -> N
         assert isinstance(answer.result, Payload)
     await parts.engine.describe(m.Describe(1, name))
     await parts.engine.unload(m.Unload(1, name))
+    with contextlib.suppress(BadModelPath):
+        await parts.engine.load(m.Load(1, name, "/nowhere"))
 
 
 def ours() -> Counter[str]:
@@ -73,7 +77,7 @@ async def more_than(before: Counter[str]) -> Counter[str]:
     return ours() - before
 
 
-def test_a_model_that_came_answered_and_went_leaves_no_circle_behind(tmp_path: Path) -> None:
+def test_a_model_that_came_answered_and_went_or_did_not_load_leaves_no_circle_behind(tmp_path: Path) -> None:
     """Objects in a circle keep what they refer to, bodies of requests too, until Python looks for such."""
     folders = [tiny_bert(tmp_path / "base" / "models" / f"bert-{seed}", seed) for seed in range(2)]
 
