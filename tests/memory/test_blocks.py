@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +13,15 @@ from threading import Barrier
 
 import pytest
 import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from safetensors.torch import save_file
 
 from container.archive.manifest import Berth, Manifest
 from container.errors import BadArchive
 from container.memory.arena import NoRun
+from container.memory.block import Views
 from container.memory.blocks import Blocks
 from container.memory.ledger import Tier
 from container.memory.regions import DeviceRegion, HostRegion
@@ -330,3 +336,96 @@ def test_a_fine_tune_that_is_read_before_the_one_it_met_has_its_own(tmp_path: Pa
         blocks.read(name, manifests[name])
     for name in weights:
         assert same(dict(blocks.open(name, manifests[name], tmp_path / name)), weights[name])
+
+
+class BlocksMachine(RuleBasedStateMachine):
+    """Copies, fine-tunes and models that only look alike come and go in any order: each always has its own weights."""
+
+    NAMES = ("a", "b", "c", "d", "e")
+
+    @initialize()
+    def start(self) -> None:
+        self.blocks = made()
+        self.expected: dict[str, dict[str, torch.Tensor]] = {}
+        self.views: dict[str, Views] = {}
+        self.up: set[str] = set()
+        self.root = Path(tempfile.mkdtemp())
+
+    def teardown(self) -> None:
+        for name in self.NAMES:
+            self.blocks.close(name)
+        assert (self.blocks.host.used_bytes, self.blocks.on_device.used_bytes) == (0, 0)
+        assert (self.blocks._prints.blocks, self.blocks._blocks) == ({}, {})
+        shutil.rmtree(self.root)
+
+    def forget(self, name: str) -> None:
+        self.views.pop(name, None)
+        self.up.discard(name)
+
+    @rule(name=st.sampled_from(NAMES), trunk=st.integers(0, 1), head=st.integers(0, 1), nearly=st.booleans())
+    def prepare(self, name: str, trunk: int, head: int, nearly: bool) -> None:
+        weights = {**tensors(trunk), "head": torch.full((2, 64), float(head))}
+        if nearly:
+            weights["words"][100] += 1
+        self.forget(name)
+        self.expected[name] = weights
+        self.blocks.prepare(name, write(self.root / name, weights))
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data(), keep=st.booleans())
+    def read(self, data: st.DataObject, keep: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.expected.keys() - self.views.keys() or {"a"})))
+        if name in self.expected and name not in self.views:
+            manifest = Manifest("folder", str(self.root / name))
+            self.blocks.read(name, manifest, keep=keep)
+            self.views[name] = self.blocks.open(name, manifest, self.root / name)
+            assert same(dict(self.views[name]), self.expected[name])
+            self.blocks.lift(name)
+            self.up.add(name)
+
+    @precondition(lambda self: self.up)
+    @rule(data=st.data(), host_too=st.booleans())
+    def sink(self, data: st.DataObject, host_too: bool) -> None:
+        name = data.draw(st.sampled_from(sorted(self.up)))
+        self.up.discard(name)
+        if host_too or not self.blocks.is_in_ram(name):
+            self.blocks.close(name)
+            del self.views[name], self.expected[name]
+        else:
+            self.blocks.lower(name)
+
+    @precondition(lambda self: self.views.keys() - self.up)
+    @rule(data=st.data())
+    def rise(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.views.keys() - self.up)))
+        self.blocks.lift(name)
+        self.up.add(name)
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.expected)))
+        self.blocks.close(name)
+        self.forget(name)
+        del self.expected[name]
+
+    @invariant()
+    def every_model_has_its_own_weights(self) -> None:
+        for name in self.up:
+            assert same(dict(self.views[name]), self.expected[name]), name
+
+    @invariant()
+    def every_block_is_wanted_and_counted_once(self) -> None:
+        there = self.blocks._blocks
+        assert all(block.host_users or block.device_users for block in there.values())
+        assert {id(block) for block in self.blocks._prints.blocks.values()} <= {id(block) for block in there.values()}
+        placed = sum(block.layout.bytes for block in there.values() if block.place is not None)
+        assert self.blocks.host.used_bytes == placed
+        lifted = sum(block.layout.bytes for block in there.values() if block.device is not None)
+        assert self.blocks.on_device.used_bytes == lifted
+        named = {segment.id for name in self.expected for segment in self.blocks.segments(name)}
+        assert named == there.keys()
+
+
+TestBlocksMachine = BlocksMachine.TestCase
+TestBlocksMachine.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)

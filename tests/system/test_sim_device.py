@@ -298,6 +298,24 @@ def test_models_of_all_sizes_come_and_go_without_one_wrong_answer(tmp_path: Path
         assert "in one piece on the device tier" in server.log(), "holes were too small, and neighbours sank"
 
 
+def test_others_answer_while_one_rises(tmp_path: Path) -> None:
+    """Room for all; a copy takes half a second or more, and is nobody's wait but its own model's."""
+    with running(tmp_path, BERTH_DEVICE="sim:1GiB@200KB/s") as server:
+        weights = tiny_bert(server.folder("slow"), 1) / "model.safetensors"
+        tiny_bert(server.folder("quick"), 2)
+        for name in ("slow", "quick"):
+            server.load(name).raise_for_status()
+        os.utime(weights)  # it has to come up anew on its next call
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            rising = pool.submit(server.invoke, "slow", QUESTION)
+            answered = 0
+            while not rising.done():
+                server.invoke("quick", QUESTION).raise_for_status()
+                answered += not rising.done()
+            assert rising.result().status_code == 200
+        assert answered > 1
+
+
 def test_a_rise_takes_the_time_of_its_bytes(tmp_path: Path) -> None:
     """Room for one, so each call rises: at a tenth of the bandwidth it takes longer, by about the bytes' time."""
     took = {}
