@@ -34,7 +34,7 @@ def size_bytes(text: str) -> int:
     """Return bytes for "120MiB", "2GiB", "1.5GB" or "1048576". Raises ValueError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)", text.strip())
     if match is None or match[2] not in _UNITS:
-        raise ValueError("a size is an integer or a number with KiB, MiB, GiB, TiB, KB, MB, GB or TB")
+        raise ValueError("a size: an integer, or a number with KiB, MiB, GiB, TiB, KB, MB, GB or TB")
     return int(float(match[1]) * _UNITS[match[2]])
 
 
@@ -46,6 +46,10 @@ def _switch(*allowed: str) -> Callable[[str], str]:
         return text
 
     return read
+
+
+def _level(text: str) -> str:
+    return _switch("debug", "info", "warning", "error")(text.lower())
 
 
 def _on_off(text: str) -> bool:
@@ -107,6 +111,18 @@ def _controls(text: str) -> frozenset[str]:
 
 def _paths(text: str) -> tuple[Path, ...]:
     return tuple(Path(part.strip()) for part in text.split(",") if part.strip())
+
+
+#: Names that people try first, which SageMaker has under another.
+_MEANT = {
+    "BERTH_PORT": "SAGEMAKER_BIND_TO_PORT",
+    "BERTH_BASE_DIR": "SAGEMAKER_BASE_DIR",
+    "BERTH_MULTI_MODEL": "SAGEMAKER_MULTI_MODEL",
+    "BERTH_MAX_PAYLOAD_IN_MB": "SAGEMAKER_MAX_PAYLOAD_IN_MB",
+    "BERTH_MODEL_DIR": "BERTH_MODELS",
+    "BERTH_MODELS_DIR": "BERTH_MODELS",
+    "BERTH_TASK": "HF_TASK",
+}
 
 
 def _setting(name: str, read: Callable[[str], Any], default: Any, text: str, shown: str | None = None) -> Any:
@@ -215,9 +231,7 @@ class Settings:
     metrics_per_model: bool = _setting(
         "BERTH_METRICS_PER_MODEL", _on_off, False, "on: /metrics counts invocations by model, too", "off"
     )
-    log_level: str = _setting(
-        "BERTH_LOG_LEVEL", _switch("debug", "info", "warning", "error"), "info", "least level that is logged"
-    )
+    log_level: str = _setting("BERTH_LOG_LEVEL", _level, "info", "least level that is logged")
     models_dir: Path | None = _setting(
         "BERTH_MODELS", Path, None, "folder of models to load at start (`serve --models`)", ""
     )
@@ -229,7 +243,8 @@ class Settings:
         for name in environ:
             if name.startswith("BERTH_") and name not in fields:
                 near = difflib.get_close_matches(name, fields, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                near = [_MEANT[name]] if name in _MEANT else near
+                hint = f"; did you mean {near[0]}?" if near else "."
                 raise BadSetting(f"unknown setting {name}{hint} Known: {', '.join(sorted(fields))}")
         values: dict[str, Any] = {}
         for name, field in fields.items():

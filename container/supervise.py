@@ -11,6 +11,7 @@ the deadline that its lane has written on a page they share (``model/watch``).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import resource
@@ -136,9 +137,13 @@ class Supervisor:
             try:
                 probe.bind((self._settings.host, self._settings.port))
             except OSError as error:
+                mend = "stop what uses the port, or set SAGEMAKER_BIND_TO_PORT (berth serve --port)"
+                if error.errno == errno.EACCES:
+                    mend = "ports below 1024 are the superuser's: set SAGEMAKER_BIND_TO_PORT (berth serve --port)"
+                elif error.errno != errno.EADDRINUSE:
+                    mend = "set BERTH_HOST (berth serve --host) to an address of this machine, or 0.0.0.0 for all"
                 raise SystemExit(
-                    f"cannot listen on {self._settings.host}:{self._settings.port}: {error.strerror}; "
-                    "stop what uses the port, or set SAGEMAKER_BIND_TO_PORT (berth serve --port)"
+                    f"cannot listen on {self._settings.host}:{self._settings.port}: {error.strerror}; {mend}"
                 ) from None
 
     def _patience_s(self) -> float:

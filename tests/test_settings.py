@@ -37,6 +37,8 @@ def test_defaults_need_no_environment(tmp_path: Path) -> None:
 def test_an_unknown_name_of_ours_names_the_nearest_and_the_platforms_are_left_alone() -> None:
     with pytest.raises(BadSetting, match="did you mean BERTH_MEMORY_LIMIT"):
         Settings.read({"BERTH_MEMORY_LIMT": "1GiB"})
+    with pytest.raises(BadSetting, match="did you mean SAGEMAKER_BIND_TO_PORT"):
+        Settings.read({"BERTH_PORT": "9000"})
     Settings.read({"SAGEMAKER_SOMETHING_NEW": "x", "SAGEMAKER_REGION": "eu-west-1"})
 
 
@@ -76,3 +78,7 @@ def test_the_server_refuses_to_start_on_a_bad_setting_with_exit_status_2() -> No
 def test_a_state_folder_too_deep_for_a_socket_gives_way(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 120)
     assert len(str(Settings.read({"BERTH_STATE_DIR": str(deep)}).run_dir / "engine.sock")) < 108
+
+
+def test_the_log_level_is_read_as_people_write_it() -> None:
+    assert Settings.read({"BERTH_LOG_LEVEL": "WARNING"}).log_level == "warning"

@@ -80,7 +80,8 @@ def describe(folder: Path, *, program: str = "inference.py", hf_task: str = "", 
         if not task:
             raise BadArchive(
                 f"the task of {', '.join(architectures) or 'config.json, which names no architectures,'} is not known; "
-                'name it in berth.json, {"task": "embeddings"} for instance, or in HF_TASK'
+                'if a built-in task does it, name that in berth.json, {"task": "summarization"} for instance '
+                "(single model: HF_TASK); else bring code/inference.py with model_fn and predict_fn"
             )
     triton = read_config(home.folder) if found.kind == "triton" else None
     requirements = "" if found.code is None else f"{found.code}/requirements.txt".removeprefix("/")

@@ -1,4 +1,4 @@
-"""Try archives or model folders they are deployed: load, ask, sink, ask again, say what they take.
+"""Try archives or model folders before they are deployed: load, ask, sink, ask again, say what they take.
 
 Examples:
   berth check model.tar.gz

@@ -32,6 +32,10 @@ _log = log.get(__name__)
 BUILD_S = 300.0
 _DONE = ".complete"
 _TAIL_CHARACTERS = 1200
+#: A line that names what lies beside the file: an option with a path, or a path.
+_LOCAL = re.compile(
+    r"^\s*(-r|-c|-e|--requirement|--constraint|--editable|\.{1,2}/|\.\s*$|file:|\S+ @ file:)", re.MULTILINE
+)
 #: What stands before a name that the archive's author knows.
 _SERVER_PATH = re.compile(r"/\S*/(?=code/requirements\.txt)")
 
@@ -65,7 +69,11 @@ def key_of(requirements: Path) -> str:
     digest = hashlib.sha256()
     digest.update(f"{sys.version} {platform.platform()} {sys.prefix}\n".encode())
     digest.update(requirements.read_bytes())
-    for wheel in _wheels(requirements):
+    beside = _wheels(requirements)
+    if _LOCAL.search(requirements.read_text("utf-8", "replace")):  # other files, folders with a setup.py
+        files = (path for path in requirements.parent.rglob("*") if path.is_file() and path.suffix != ".pyc")
+        beside += sorted(path for path in files if path not in beside)
+    for wheel in beside:
         digest.update(f"{wheel.name} {hashlib.sha256(wheel.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:24]
 
@@ -93,20 +101,21 @@ def _build(env: Path, requirements: Path) -> None:
     found = {str(wheel.parent) for wheel in _wheels(requirements)}
     links = [option for folder in sorted(found) for option in ("--find-links", folder)]
     asked = ["--quiet", *links, "-r", str(requirements)]
+    home = requirements.parent  # where "./wheels/mine.whl" in the file is looked for
     if found:
         try:
-            _run([*pip, "--no-index", *asked], "pip install --no-index")
+            _run([*pip, "--no-index", *asked], "pip install --no-index", home)
         except LoadFailed:
             _log.info("the archive's wheels are not all that it asks for; pip's index is asked, too")
         else:
             return
-    _run([*pip, *asked], "pip install -r code/requirements.txt")
+    _run([*pip, *asked], "pip install -r code/requirements.txt", home)
 
 
-def _run(command: list[str], label: str) -> None:
+def _run(command: list[str], label: str, home: Path | None = None) -> None:
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=BUILD_S, check=False, stdin=subprocess.DEVNULL
+            command, capture_output=True, text=True, timeout=BUILD_S, check=False, stdin=subprocess.DEVNULL, cwd=home
         )
     except subprocess.TimeoutExpired:
         raise LoadFailed(
@@ -117,7 +126,10 @@ def _run(command: list[str], label: str) -> None:
         if os.strerror(errno.ENOSPC) in done.stderr:
             raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} in the state folder for code/requirements.txt")
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        words = _SERVER_PATH.sub("", " ".join(lines)[-_TAIL_CHARACTERS:]).replace(str(Path.home()), "~")
+        words = " ".join(lines)[-_TAIL_CHARACTERS:]
+        if home is not None:
+            words = words.replace(f"{home}/", "code/")
+        words = _SERVER_PATH.sub("", words).replace(str(Path.home()), "~")
         offline = "Could not" in words or "No matching" in words
         hint = "; without a network, bring the wheels in code/wheels/" if offline else ""
         raise LoadFailed(f"{label} failed: {words}{hint}")

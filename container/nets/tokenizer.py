@@ -105,7 +105,7 @@ def _made_of(model_dir: Path, scope: str) -> _MadeOf:
     kind = next((kind for kind in _KINDS if all((model_dir / name).is_file() for name in kind.names)), None)
     if kind is None:
         wanted = " or ".join(" and ".join(kind.names) for kind in _KINDS)
-        raise BadArchive(f"no tokenizer: neither {wanted} is in the model's folder")
+        raise BadArchive(f"no tokenizer in the model's folder; it needs {wanted}")
     files = [(model_dir / name).read_bytes() for name in kind.names]
     options: dict[str, Any] = {}
     if kind.build is not _from_json:

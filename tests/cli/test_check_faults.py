@@ -41,7 +41,7 @@ LAYOUTS = {
     "is_an_archive_in_an_archive": ("inner.tar.gz is an archive in an archive", "pack what is in it"),
     "lacks_a_shard": ("weights that are not in the archive", "model-00002-of-00002.safetensors"),
     "holds_an_adapter": ("is a LoRA adapter's, which would be left out", "merge it into the weights"),
-    "has_an_unknown_network": ("the task of MysteryForEverything is not known", '{"task": "embeddings"}'),
+    "has_an_unknown_network": ("the task of MysteryForEverything is not known", '{"task": "summarization"}'),
     "misspells_a_setting": ("unknown key timeout", "did you mean timeout_s?"),
     "has_a_broken_berth_json": ("berth.json is not JSON", "byte 1"),
     "asks_for_an_hour": ("timeout_s is 7200.0", "at most 3600 seconds"),

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
+import pytest
+
+from container.errors import LoadFailed
 from container.host import venv
+from tests import makers
 
 
 def environment(envs: Path, name: str, size: int, used_at: int) -> Path:
@@ -44,3 +49,29 @@ def test_an_environment_is_known_by_what_is_asked_for_and_by_the_wheels(tmp_path
         keys.append(venv.key_of(home / "requirements.txt"))
     assert keys[0] == keys[1], "the archive's own name and place do not count"
     assert len(set(keys)) == 4
+
+
+def test_what_the_requirements_name_beside_them_counts_and_is_found_there(tmp_path: Path) -> None:
+    keys = []
+    for number, (requirements, other) in enumerate(
+        [("-r base.txt", "a==1"), ("-r base.txt", "a==2"), ("b", "a==1"), ("b", "a==2")]
+    ):
+        home = tmp_path / f"k{number}"
+        home.mkdir()
+        (home / "requirements.txt").write_text(requirements)
+        (home / "base.txt").write_text(other)
+        keys.append(venv.key_of(home / "requirements.txt"))
+    assert keys[0] != keys[1]
+    assert keys[2] == keys[3]
+
+    code = tmp_path / "mine" / "code"
+    makers.wheel(code / "wheels", "1.2")
+    (code / "requirements.txt").write_text("./wheels/greeting-1.2-py3-none-any.whl\n")
+    python = venv.ensure(code / "requirements.txt", tmp_path / "envs", 1 << 30)
+    found = subprocess.run([python, "-c", "import greeting; print(greeting.VERSION)"], capture_output=True, check=True)
+    assert found.stdout == b"1.2\n"
+
+    (code / "requirements.txt").write_text("./wheels/missing-1.2-py3-none-any.whl\n")
+    with pytest.raises(LoadFailed, match=r"'?code/wheels/missing") as failed:
+        venv.ensure(code / "requirements.txt", tmp_path / "envs", 1 << 30)
+    assert str(tmp_path) not in str(failed.value)

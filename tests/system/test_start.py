@@ -106,6 +106,14 @@ def test_a_port_that_is_taken_ends_the_server_with_a_sentence(tmp_path: Path) ->
         second.http.close()
 
 
+def test_an_address_that_is_not_here_is_told_from_a_port_that_is_taken(tmp_path: Path) -> None:
+    server = Server(tmp_path, "--host", "192.0.2.1")
+    assert server.process.wait(60) == 1
+    assert "cannot listen on 192.0.2.1" in server.log()
+    assert "set BERTH_HOST (berth serve --host)" in server.log()
+    server.http.close()
+
+
 def test_a_state_folder_that_cannot_be_written_ends_the_server_with_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     server = Server(tmp_path, BERTH_STATE_DIR=str(tmp_path / "file" / "state"))
