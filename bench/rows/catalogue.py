@@ -3,8 +3,8 @@
 Then what a registered model takes that has sunk: PSS with 1,000 registered and room for 100, less that with 100
 registered, over 900.
 
-Goals of a twentieth are under what a busy or drifting machine moves in a minute: the model alone is measured before and
-after each short sample of the same model among all, twelve times.
+Goals of a twentieth are under what one sample moves to the next by which core wakes whom: the model alone is measured
+before and after each short sample of the same model among all, twenty-five times.
 """
 
 from __future__ import annotations
@@ -62,10 +62,9 @@ def _measured(alone: Berth, among: Berth, connections: int, options: Options) ->
 
     def measure(server: Berth) -> Sample:
         calls = [server.invocation(_WARM, body) for body in bodies]
-        return samples.take(server, Spec(server.port, calls, connections, options.seconds / 2, 0.5))
+        return samples.take(server, Spec(server.port, calls, connections, max(0.75, options.seconds / 4), 0.25))
 
-    rounds = 2 * options.rounds + 2
-    return between(lambda: measure(alone), {"among all": lambda: measure(among)}, rounds)["among all"]
+    return between(lambda: measure(alone), {"among all": lambda: measure(among)}, 5 * options.rounds)["among all"]
 
 
 def _table(connections: int, by_who: dict[str, list[Sample]]) -> Table:
