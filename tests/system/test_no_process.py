@@ -119,5 +119,6 @@ def test_a_process_that_died_with_its_engine_is_not_killed_once_more(tmp_path: P
         os.kill(engine, signal.SIGKILL)
         until(lambda: server.pid_of("engine") != engine)
         until(lambda: time.monotonic() - asked > 5.0)
+        until(lambda: server.http.get("/models").status_code == 200)
         assert f"killing process {guests}" not in server.log()
         assert server.describe("hangs")["state"] == "ready"
