@@ -36,6 +36,7 @@ from container.errors import (
 )
 from container.memory.keeper import Keeper
 from container.memory.ledger import Segment
+from container.memory.machine import check_disk
 from container.metrics import Metrics
 from container.model import blame
 from container.settings import Settings
@@ -98,6 +99,7 @@ class Loading:
         self._failures.recall(memory_key, time.monotonic())
         if self._calls.draining:
             raise Draining("the server is shutting down", retry_after_s=5.0)
+        check_disk(folder)
         model = Model(request.name, url, kept=kept, origin=origin)
         model.loading = asyncio.get_running_loop().create_future()
         model.live("load")

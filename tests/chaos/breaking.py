@@ -152,10 +152,12 @@ def _no_process(server: Server) -> Told:
 
 
 def _models_full(server: Server) -> Told:
+    write_handler(server.folder("late"), GUILTY)
     with grounds.full(server.base / "models"):
+        told = [server.load("late").status_code]
         kill("guests")(server)
         time.sleep(1)
-    return []
+    return told
 
 
 def _read_only(server: Server) -> Told:
@@ -215,7 +217,7 @@ FAULTS = [
     Fault("engine killed", kill("engine")),
     Fault("engine and guests killed at once", kill("guests", "engine")),
     Fault("state folder full: an environment is asked for, engine killed", _state_full, [507], "disks"),
-    Fault("models folder full, guests killed", _models_full, ground="disks"),
+    Fault("models folder full: one more is loaded, guests killed", _models_full, [507], "disks"),
     Fault("state folder read-only for 2 s, guests killed", _read_only, ground="disks"),
     Fault("engine killed twice in a row", _twice, ground="clock"),
     Fault("clock jumps a day ahead", jump(24), [200], "clock"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
@@ -10,7 +11,7 @@ from container.errors import LargerThanTier, NoRoom
 from container.memory import plan
 from container.memory.keeper import Keeper
 from container.memory.ledger import Ledger, Segment, Tier
-from container.memory.machine import Machine
+from container.memory.machine import Machine, disk_missing
 from container.memory.plan import Marks
 
 DEVICE = Tier.DEVICE
@@ -26,6 +27,26 @@ def book(limit: int, **models: str) -> Ledger:
         if mark == "held":
             ledger.hold(name)
     return ledger
+
+
+def volume(blocks: int, free: int, flags: int = 0) -> os.statvfs_result:
+    """A volume of blocks of 4 KiB; root has some more than ``free``."""
+    return os.statvfs_result((4096, 4096, blocks, free + 100, free, 0, 0, 0, flags, 255))
+
+
+@pytest.mark.parametrize(
+    ("seen", "missing"),
+    [
+        (volume(1 << 28, 1 << 14), 0),  # a terabyte with 64 MiB free
+        (volume(1 << 28, (1 << 14) - 1), 4096),
+        (volume(6144, 200), 0),  # 24 MiB, of which 2 in a hundred are kept
+        (volume(6144, 0), 503316),
+        (volume(6144, 0, os.ST_RDONLY), 0),  # a picture of a disk, or one that is mounted to be read
+        (volume(0, 0), 0),  # a file system that does not tell
+    ],
+)
+def test_a_disk_is_full_when_less_is_free_than_must_stay(seen, missing):
+    assert max(0, disk_missing(seen)) == missing
 
 
 def names(steps: list[plan.Demote]) -> list[str]:
