@@ -156,16 +156,9 @@ class Parts:
             self.models, self.residence, self.calls, tell, lambda model: self.loading.tell_of(model)
         )
         self.residence.set_apart = self.quarantine.set_apart
-
-        def runner_of(manifest: Manifest) -> Runner:
-            """Return who runs the model of ``manifest``."""
-            place = resolve.place_of(manifest)
-            if place == "own" or (place == "guests" and self.quarantine.needs_own_process(manifest.model_dir)):
-                return self.own
-            return lanes if place == "engine" else self.guests
-
+        self._lanes = lanes
         self.loading = Loading(
-            settings, self.models, self.keeper, self.residence, self.calls, runner_of, loaders, tell, metrics
+            settings, self.models, self.keeper, self.residence, self.calls, self._runner_of, loaders, tell, metrics
         )
         self.engine = Engine(
             self.device, self.models, self.keeper, loans, machine, self.residence, self.calls, self.loading, metrics,
@@ -173,6 +166,13 @@ class Parts:
         )  # fmt: skip
         room = ", ".join(f"{limit / 2**20:.1f} MiB on the {tier.value} tier" for tier, limit in limits.items())
         _log.info("device %s, %s, %d cores", self.device, room, cores)
+
+    def _runner_of(self, manifest: Manifest) -> Runner:
+        """Return who runs the model of ``manifest``."""
+        place = resolve.place_of(manifest)
+        if place == "own" or (place == "guests" and self.quarantine.needs_own_process(manifest.model_dir)):
+            return self.own
+        return self._lanes if place == "engine" else self.guests
 
     def _child(self, name: str, python: str = sys.executable, *, again: bool = False) -> ChildRunner:
         """Return the runner of a new child, not started yet; ``again``: it is started anew whenever it dies."""
