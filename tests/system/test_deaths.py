@@ -21,6 +21,8 @@ import time
 from container.handler import Handler
 
 class SlowEcho(Handler):
+    batched = False  # of several callers one is always inside: in one batch they would all be between two calls at once
+
     def predict(self, batch):
         time.sleep(0.1)
         return batch
