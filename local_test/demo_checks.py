@@ -70,12 +70,12 @@ def drawing(grey: Sequence[int], width: int) -> list[str]:
     return ["".join(shades[value * len(shades) // 256] for value in row) for row in rows[::2]]
 
 
-def memory_limit(weights_bytes: Sequence[int]) -> int:
+def memory_limit(model_bytes: Sequence[int]) -> int:
     """Return a limit in bytes under which the two largest models do not fit together, but either does with the rest.
 
-    Half of the second largest is left free beside the largest: room for tokenizers and what a run needs.
+    Half of the second largest is left free beside the largest: the sizes are estimates, and there are small ones, too.
     """
-    largest, second = sorted(weights_bytes, reverse=True)[:2]
+    largest, second = sorted(model_bytes, reverse=True)[:2]
     return largest + second // 2
 
 
