@@ -23,7 +23,7 @@ import uvloop
 
 from container import collector, log
 from container.archive.manifest import Manifest
-from container.engine import devices
+from container.engine import background, devices
 from container.engine.calls import Calls
 from container.engine.children import ChildRunner, OwnRunner, how
 from container.engine.engine import Engine
@@ -117,7 +117,7 @@ class Parts:
         limits = devices.limits(settings, device)
         self.models = Registry()
         metrics = Metrics()
-        loaders = ThreadPoolExecutor(_LOADERS, "loader")
+        loaders = background.threads(_LOADERS, "loader")
         page = watch.Page(settings.run_dir / "page")
         count = min(cores, 4) if device is None else 1
         compute = "cpu" if device is None else device.compute
@@ -130,7 +130,7 @@ class Parts:
         loans = Loans(self.keeper, lambda: self.residence.trim())
         if device is None:
             known = Known(self.device, allow_pickle=settings.allow_pickle, share=settings.sharing)
-            sharer = ThreadPoolExecutor(1, "sharer")
+            sharer = background.threads(1, "sharer")
             lanes = LaneRunner(dispatcher, loaders, sharer, self.device, known, loans.room, tokenizers)
             self.residence = Residence(self.models, self.keeper)
             self.keeper.give_way = tokenizers.give_way
@@ -150,7 +150,7 @@ class Parts:
         self._run_dir, self._compute, self._page = settings.run_dir, compute, page
         self._places = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS - watch.BLOCK + 1, watch.BLOCK))
         self.guests = self._child("guests", again=True)
-        builders = ThreadPoolExecutor(1, "builder")
+        builders = background.threads(1, "builder")
         self.own = OwnRunner(self._child, builders, settings.state_dir / "environments", settings.state_limit)
         self.quarantine = Quarantine(
             self.models, self.residence, self.calls, tell, lambda model: self.loading.tell_of(model)

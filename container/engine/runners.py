@@ -12,13 +12,14 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from container import log
 from container.archive.manifest import Manifest
+from container.engine import background
 from container.errors import ServingError
 from container.handler import Context, Weights
 from container.memory.known import Known
@@ -126,6 +127,7 @@ class OnLanes:
 
         weights: opens a folder.
         """
+        self._dispatcher.await_lull()
         properties, room = {"model_dir": manifest.model_dir}, functools.partial(self._room, name)
         context = Context(name, device, manifest.settings.options, weights, properties, room)
         with log.bind(model=name), stock.noting(self.tokenizers.scope(name, manifest.settings.salt)) as taken:
@@ -161,7 +163,7 @@ class LaneRunner(OnLanes):
     ) -> None:
         super().__init__(dispatcher, loaders, room, tokenizers)
         self._sharer = sharer
-        self._closer = ThreadPoolExecutor(1, "closer")  # never behind a load, and off the loop: unmapping takes a while
+        self._closer = background.threads(1, "closer")  # never behind a load, and off the loop: unmapping takes a while
         self._device = device
         self._known = known
         self._opened: dict[str, _Open] = {}
@@ -170,6 +172,7 @@ class LaneRunner(OnLanes):
     def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
         """See Runner: exact, and less what others have already."""
         self._close(name, keep=False)
+        self._dispatcher.await_lull()
         segments = self._known.prepare(name, manifest)
         return segments + self.tokenizers.expect(name, Path(manifest.model_dir), manifest.settings.salt)
 
@@ -230,7 +233,12 @@ class LaneRunner(OnLanes):
         if self._known.bytes(name) <= LITTLE_BYTES:
             self._close(name, keep=keep)
             return
-        work = functools.partial(self._close, name, keep=keep)
+
+        def work() -> None:
+            """Close when it disturbs least."""
+            self._dispatcher.await_lull()
+            self._close(name, keep=keep)
+
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._closer, work))
 
     async def settle(self) -> None:

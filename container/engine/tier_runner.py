@@ -49,6 +49,7 @@ class TierRunner(OnLanes):
 
     def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
         """See Runner: exact, and less what others have already."""
+        self._dispatcher.await_lull()
         return self.blocks.prepare(name, manifest)
 
     async def bring_up(self, name: str, manifest: Manifest) -> Up:

@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -123,9 +123,8 @@ class MappedFile:
         """
         if not self._storages or self._covered:
             return
-        start, size = self._extent()
-        for at in range(0, size, _PIECE_BYTES):
-            if _libc.madvise(start + at, min(_PIECE_BYTES, size - at), _MADV_POPULATE_READ):
+        for start, size in self._pieces():
+            if _libc.madvise(start, size, _MADV_POPULATE_READ):
                 return
 
     def cover(self) -> bool:
@@ -146,8 +145,15 @@ class MappedFile:
         if self._storages and not self._covered:
             # Under a limit its pages in the page cache are to go before those of models that are up, though these may
             # have been used less often: they would be read again under the next batch.
-            _libc.madvise(*self._extent(), _MADV_COLD)
-            _libc.madvise(*self._extent(), mmap.MADV_DONTNEED)
+            for start, size in self._pieces():
+                _libc.madvise(start, size, _MADV_COLD)
+                _libc.madvise(start, size, mmap.MADV_DONTNEED)
+
+    def _pieces(self) -> Iterator[tuple[int, int]]:
+        """Yield address and size of the mapping, a piece at a time."""
+        start, size = self._extent()
+        for at in range(0, size, _PIECE_BYTES):
+            yield start + at, min(_PIECE_BYTES, size - at)
 
     def _extent(self) -> tuple[int, int]:
         """Return address and size of the mapping, from whole page to last byte."""

@@ -10,6 +10,7 @@ a GPU nothing is read at all: ``memory/weights`` serves the mapping.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, wait
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 
 from container.errors import BadArchive, LargerThanTier
 from container.memory.mapped import GONE, WeightsChanged, identities, wait_until_quiet
-from container.memory.sharing import fingerprint
+from container.memory.sharing import fingerprints
 from container.memory.sizes import checkpoint_bytes, find_checkpoint, read_header, serving_dtype
 from container.memory.stored import STORED, TORCH, read_stored
 from container.memory.tiers import Layout, Shape, lay_out, tie_of, views
@@ -101,10 +102,11 @@ class Source:
     def fingerprints(self, salt: str) -> dict[str, bytes]:
         """Return a fingerprint of each tensor that can be looked at in its file; equal ones are worth comparing."""
         shapes = self.layout.shapes
-        return {
-            name: fingerprint(tensor.contiguous(), f"{salt}\0{shapes[name].dtype}")
-            for name, tensor in self._stored().items()
-        }
+        served: defaultdict[torch.dtype, dict[str, torch.Tensor]] = defaultdict(dict)
+        for name, tensor in self._stored().items():
+            served[shapes[name].dtype][name] = tensor.contiguous()
+        taken = [fingerprints(tensors, f"{salt}\0{dtype}") for dtype, tensors in served.items()]
+        return {name: print_ for prints in taken for name, print_ in prints.items()}
 
     def _stored(self) -> dict[str, torch.Tensor]:
         if self._all is None:

@@ -29,6 +29,7 @@ from container import log
 from container.memory import sealed
 from container.memory.ledger import Segment
 from container.memory.mapped import Verified
+from container.memory.samples import samples
 from container.memory.weights import WeightMap
 
 _log = log.get(__name__)
@@ -41,7 +42,6 @@ _NOT_TAKEN = bytes(PRINT_BYTES)
 LEAST_BYTES = 1 << 16
 _libc = ctypes.CDLL(None)
 _libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_libc.memcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class Block:
@@ -293,29 +293,28 @@ def _sampled(
     prints = {
         name: kept[places[name] : places[name] + PRINT_BYTES] for name, tensor in candidates.items() if tensor.nbytes
     }
-    missing = {name: fingerprint(candidates[name], salt) for name, print_ in prints.items() if print_ == _NOT_TAKEN}
+    missing = {name: candidates[name] for name, print_ in prints.items() if print_ == _NOT_TAKEN}
     if missing:
-        prints |= missing
+        taken = fingerprints(missing, salt)
+        prints |= taken
         whole = bytearray(kept)
-        for name, print_ in missing.items():
+        for name, print_ in taken.items():
             whole[places[name] : places[name] + PRINT_BYTES] = print_
         weights.fingerprints[salt] = bytes(whole)
     return prints
 
 
-def fingerprint(tensor: torch.Tensor, salt: str = "") -> bytes:
-    """Return 16 bytes that equal tensors (dtype, shape, bytes) of one ``salt`` have in common; a hint, no proof.
+def fingerprints(tensors: Mapping[str, torch.Tensor], salt: str = "") -> dict[str, bytes]:
+    """Return 16 bytes for each of ``tensors`` that equal ones (dtype, shape, bytes) of one ``salt`` have in common.
 
-    tensor: contiguous, on the CPU.
+    A hint, no proof. tensors: contiguous, on the CPU.
     """
-    digest = xxhash.xxh3_128(f"{salt}\0{tensor.dtype}\0{tuple(tensor.shape)}".encode())
-    last = max(0, tensor.nbytes - SAMPLE_BYTES)
-    sample = ctypes.create_string_buffer(SAMPLE_BYTES)
-    for start in sorted({0, last // 2, last}):
-        nbytes = min(SAMPLE_BYTES, tensor.nbytes - start)
-        _libc.memcpy(sample, tensor.data_ptr() + start, nbytes)  # without the interpreter's lock, see memory/mapped
-        digest.update(memoryview(sample)[:nbytes])
-    return digest.digest()
+    found = {}
+    for (name, tensor), sample in zip(tensors.items(), samples(tensors.values(), SAMPLE_BYTES), strict=True):
+        digest = xxhash.xxh3_128(f"{salt}\0{tensor.dtype}\0{tuple(tensor.shape)}".encode())
+        digest.update(sample)
+        found[name] = digest.digest()
+    return found
 
 
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:

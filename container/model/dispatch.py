@@ -118,6 +118,10 @@ class Dispatcher:
             self._pumping = True
             asyncio.get_running_loop().call_soon(self.pump)
 
+    def await_lull(self) -> None:
+        """See Lanes."""
+        self._lanes.await_lull()
+
     def busy(self, name: str) -> bool:
         """Return whether anything of ``name`` waits or runs."""
         station = self._stations.get(name)

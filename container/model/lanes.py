@@ -27,12 +27,14 @@ _log = log.get(__name__)
 
 #: How long a job may hold a lane while others wait, in seconds; looked at between its steps.
 SLICE_S = 0.02
+#: How long at most what can wait gives running jobs to end, and how often it looks whether they have.
+LULL_S, _LOOK_S = 0.025, 0.0005
 
 #: Where lanes of tests and tools write, whom nobody watches.
 _NO_SLOT = watch.Slot(mmap.mmap(-1, mmap.PAGESIZE), 0, 0)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """One batch of one model on its way through a lane.
 
@@ -78,7 +80,7 @@ class Lanes:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._paused: deque[Job] = deque()
         self._tune = tune
-        self._busy = 0
+        self._running: list[Job] = []
         self.count = count
         #: Set by the owner: more work is ready than there are lanes; running jobs give way between steps.
         self.contended = False
@@ -94,12 +96,12 @@ class Lanes:
     @property
     def free(self) -> int:
         """Lanes that would start a job at once."""
-        return max(0, self.count - self._busy)
+        return max(0, self.count - len(self._running))
 
     @property
     def busy(self) -> int:
         """Lanes that are computing."""
-        return self._busy
+        return len(self._running)
 
     @property
     def paused(self) -> int:
@@ -108,7 +110,7 @@ class Lanes:
 
     def start(self, job: Job, *, here: bool = False) -> None:
         """Run ``job`` on a free lane; ``here``: on the event loop itself, for jobs known to take microseconds."""
-        self._busy += 1
+        self._running.append(job)
         if here:
             before = resource.getrusage(resource.RUSAGE_THREAD)
             results, paused, busy_s = self._advance(job, self._slots[self.count])
@@ -131,6 +133,16 @@ class Lanes:
         self._paused.append(job)
         self.on_free()
 
+    def await_lull(self) -> None:
+        """Return when no lane computes, or when what runs has had the time it was expected to take; from any thread.
+
+        For work that can wait and holds the interpreter's lock for a millisecond: each of a batch's hundred operations
+        asks for that lock, so the batch would stand still for as long as the work takes.
+        """
+        until_s = time.monotonic() + min(LULL_S, max((job.expected_s for job in list(self._running)), default=0.0))
+        while self._running and time.monotonic() < until_s:
+            time.sleep(_LOOK_S)
+
     def close(self) -> None:
         """Let the threads end once they are free."""
         for _ in range(self.count):
@@ -139,7 +151,7 @@ class Lanes:
     def _run(self, slot: watch.Slot) -> None:
         while (job := self._jobs.get()) is not None:
             if self._tune is not None:
-                self._tune(self._busy, job.expected_s)
+                self._tune(len(self._running), job.expected_s)
             came_to = self._advance(job, slot)
             try:
                 self._loop.call_soon_threadsafe(self._back, job, *came_to)
@@ -182,7 +194,7 @@ class Lanes:
         return [(index, failure) for index in range(job.count)], False
 
     def _back(self, job: Job, results: Results, paused: bool | Claim, busy_s: float) -> None:
-        self._busy -= 1
+        self._running.remove(job)
         self.gave_way = paused is True
         job.busy_s += busy_s
         if isinstance(paused, Claim):

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 #: A request that has waited this long goes before any gain in throughput, so that no model starves.
 STARVING_S = 2.0
-#: A job that is over sooner runs on one thread: to wake another for each of its operations takes longer than it saves
-#: (all-MiniLM-L6-v2, one sentence of 16 tokens, two cores: 5.7 ms on one thread, 6.6 on two).
-ALONE_S = 0.008
+#: A job that is over sooner runs on one thread: to wake another for each of its operations takes about as long as it
+#: saves, and whatever else wants a core then keeps both waiting (all-MiniLM-L6-v2, one sentence of 16 tokens, two
+#: cores: 5.7 ms on one thread, 6.6 on two; a slower machine 12.2 and 12.0, p99 25 and 29 while others load).
+ALONE_S = 0.016
 
 
 class Candidate(NamedTuple):

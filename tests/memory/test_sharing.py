@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from container.archive.manifest import Manifest
 from container.memory.known import Known
 from container.memory.ledger import Ledger, Segment, Tier
-from container.memory.sharing import LEAST_BYTES, Sharing, fingerprint, same_bytes, segments
+from container.memory.sharing import LEAST_BYTES, Sharing, fingerprints, same_bytes, segments
 from container.memory.weights import WeightMap, open_weights
 
 TRUNK_BYTES = 2 * 100_000
@@ -136,7 +136,7 @@ def test_models_of_another_salt_never_share(folders):
 def test_tensors_that_differ_only_between_the_samples_are_not_shared(folders):
     nearly = checkpoint()
     nearly["embed"][60, 0] += 1e-3
-    assert fingerprint(nearly["embed"]) == fingerprint(checkpoint()["embed"])
+    assert fingerprints(nearly)["embed"] == fingerprints(checkpoint())["embed"]
     sharing = Sharing()
     a, b = open_weights(folders("a", checkpoint())), open_weights(folders("b", nearly))
     sharing.join("a", a)
