@@ -12,7 +12,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -35,6 +35,8 @@ _Result = TypeVar("_Result")
 
 #: To unmap no more than this takes less time (50 us) than to have another thread do it.
 LITTLE_BYTES = 4 << 20
+#: Threads that have one file read ahead: the disk rests while the only one makes room in the page cache.
+READERS = 2
 
 
 class Up(NamedTuple):
@@ -164,6 +166,7 @@ class LaneRunner(OnLanes):
         super().__init__(dispatcher, loaders, room, tokenizers)
         self._sharer = sharer
         self._closer = background.threads(1, "closer")  # never behind a load, and off the loop: unmapping takes a while
+        self._readers = ThreadPoolExecutor(READERS, "reader")  # they wait for the disk, and it for them
         self._device = device
         self._known = known
         self._opened: dict[str, _Open] = {}
@@ -196,7 +199,8 @@ class LaneRunner(OnLanes):
         if there is None:
             there = self._opened[name] = _Open(await self._load(name, manifest), self.tokenizers.of(name))
         if self._known.reads_ahead(name):
-            await self._on(self._loaders, functools.partial(self._known.read_ahead, name))
+            parts = [functools.partial(self._known.read_ahead, name, part, READERS) for part in range(READERS)]
+            await asyncio.gather(*(self._on(self._readers, read) for read in parts))
         opened, batch = there.opened, manifest.settings.batch
         self._dispatcher.open(
             name,

@@ -95,11 +95,11 @@ class Known:
         held = self._held.get(name)
         return held is not None and held.weights.mapped_bytes >= max(AHEAD_BYTES, held.weights.bytes // 2)
 
-    def read_ahead(self, name: str) -> None:
-        """Have the files of ``name`` read, on the caller's thread, as fast as they come."""
+    def read_ahead(self, name: str, part: int = 0, parts: int = 1) -> None:
+        """Have one of ``parts`` of the files of ``name`` read, on the caller's thread, as fast as they come."""
         held = self._held.get(name)
         if held is not None:
-            held.weights.read_ahead()
+            held.weights.read_ahead(part, parts)
 
     def rest(self, name: str) -> bool:
         """Let go of all memory of ``name``, but for what opens it ``again``; False if reading it anew is no slower."""

@@ -11,6 +11,7 @@ Does not cover: reads that hold the interpreter's lock (there are none of mapped
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -21,6 +22,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -116,16 +118,20 @@ class MappedFile:
         with _lock:
             _all.add(self)
 
-    def read_ahead(self) -> None:
-        """Have the whole file read, as fast as it comes, and mapped; a batch would fetch it piece by piece, waiting.
+    def read_ahead(self, part: int = 0, parts: int = 1) -> None:
+        """Have the file read, as fast as it comes, and mapped; a batch would fetch it piece by piece, waiting.
 
-        What cannot be read (an older kernel, a file that was cut) is left to whoever touches it.
+        part: which of ``parts`` this is, for several threads that read it together. What the page cache has, and what
+        cannot be read (an older kernel, a file that was cut), is left to whoever touches it.
         """
         if not self._storages or self._covered:
             return
-        for start, size in self._pieces():
-            if _libc.madvise(start, size, _MADV_POPULATE_READ):
-                return
+        base, _ = self._extent()
+        with contextlib.suppress(OSError), self._path.open("rb", buffering=0) as file:
+            for start, size in islice(self._pieces(), part, None, parts):
+                cached = all(_is_cached(file.fileno(), start - base + at) for at in (0, size - 1))
+                if not cached and _libc.madvise(start, size, _MADV_POPULATE_READ):
+                    return
 
     def cover(self) -> bool:
         """If the file was changed, put zeros where it is mapped; return whether that was done just now."""
@@ -159,6 +165,14 @@ class MappedFile:
         """Return address and size of the mapping, from whole page to last byte."""
         start = min(storage.data_ptr() for storage in self._storages) & -mmap.PAGESIZE
         return start, max(storage.data_ptr() + storage.nbytes() for storage in self._storages) - start
+
+
+def _is_cached(descriptor: int, offset: int) -> bool:
+    """Whether the page cache has the byte at ``offset``; False where the file system does not tell."""
+    try:
+        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+    except OSError:
+        return False
 
 
 def guard() -> None:

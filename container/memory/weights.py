@@ -142,10 +142,10 @@ class WeightMap(Mapping[str, torch.Tensor]):
             for path, header in zip(self._checkpoint.files, known, strict=True)
         ]
 
-    def read_ahead(self) -> None:
+    def read_ahead(self, part: int = 0, parts: int = 1) -> None:
         """Have the files read now, on the caller's thread; see ``mapped.MappedFile``."""
         for file in list(self._files):
-            file.read_ahead()
+            file.read_ahead(part, parts)
 
     def close(self) -> None:
         """Let go of every tensor and mapping; memory is back once nobody else holds a tensor."""
