@@ -239,8 +239,9 @@ class LaneRunner(OnLanes):
             return
 
         def work() -> None:
-            """Close when it disturbs least."""
-            self._dispatcher.await_lull()
+            """Close; when it disturbs least, unless another waits for the room."""
+            if not keep:
+                self._dispatcher.await_lull()
             self._close(name, keep=keep)
 
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._closer, work))
