@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,8 +15,9 @@ import msgspec
 
 from container import log
 from container.archive.manifest import Manifest
+from container.engine.deaths import how, out_of_memory, while_answering, while_loading
 from container.engine.runners import Up
-from container.errors import Failure, LoadFailed, OutOfMemory, Restarting, ServingError
+from container.errors import Failure, Restarting, ServingError
 from container.host import venv
 from container.host.process import ChildProcess
 from container.memory import probe, sizes
@@ -26,7 +26,7 @@ from container.model import blame, watch
 from container.model.ticket import Ticket
 from container.payload import Payload
 from container.wire import messages as m
-from container.wire.client import GONE
+from container.wire.client import GONE, Client
 
 _log = log.get(__name__)
 
@@ -48,6 +48,8 @@ class ChildRunner:
         self._page = page
         self._again = again
         self._here: set[str] = set()
+        #: Loads under way in the child, which cannot stop one: they go on when nobody waits for them any more.
+        self._loading: dict[str, asyncio.Task[m.Loaded]] = {}
         self._in_flight: dict[str, int] = {}
         self._up = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
@@ -67,7 +69,9 @@ class ChildRunner:
         if self._starting is not None:
             self._starting.cancel()
         pid = self._process.pid
+        self._up.clear()
         await self._process.stop()
+        await asyncio.gather(*self._loading.values(), return_exceptions=True)
         self._answer_fallen({})
         if pid is not None:
             self._page.clear(pid)
@@ -86,7 +90,10 @@ class ChildRunner:
         return None
 
     async def bring_up(self, name: str, manifest: Manifest) -> Up:
-        """Load in the child; one that dies of something else meanwhile is worth another try."""
+        """Load in the child; one that dies of something else meanwhile is worth another try.
+
+        Who cancels this has to ``put_down`` the model: the load goes on.
+        """
         request = m.Load(0, name, manifest.model_dir, msgspec.msgpack.encode(manifest))
         self._blamed.pop(name, None)
         for last in (False, True):
@@ -98,24 +105,42 @@ class ChildRunner:
             client = self._process.client
             try:
                 if client is not None:
-                    loaded = await client.call(request)
-                    assert isinstance(loaded, m.Loaded), loaded
-                    self._here.add(name)
+                    self._loading[name] = asyncio.get_running_loop().create_task(self._load(client, request))
+                    loaded = await asyncio.shield(self._loading[name])
+                    del self._loading[name]
+                    if name not in self._here:
+                        raise Restarting("the process died when the model had just come up", retry_after_s=1.0)
                     return Up([Segment(name, loaded.bytes)], loaded.times_ms, loaded.example)
             except Restarting:
-                await self._until_death_is_noticed()
                 if name in self._blamed:
                     raise self._blamed.pop(name) from None
                 if last or not self._again:
                     raise
         raise Restarting("the process for this model's code died twice while it was loading", retry_after_s=5.0)
 
+    async def _load(self, client: Client, request: m.Load) -> m.Loaded:
+        """Load in the child that ``client`` talks to; Restarting comes once its death has been noticed."""
+        try:
+            loaded = await client.call(request)
+        except Restarting:
+            await self._until_death_is_noticed()
+            raise
+        assert isinstance(loaded, m.Loaded), loaded
+        if self._process.client is client:
+            self._here.add(request.name)
+        return loaded
+
     async def join(self, name: str) -> dict[str, list[Segment]]:
         """See Runner: what authors' code holds is shared with nobody."""
         return {}
 
     async def put_down(self, name: str, *, keep: bool = False) -> None:
-        """Drop in the child, which waits until nothing of it runs; a dead child has dropped it already."""
+        """Drop in the child, which waits until nothing of it runs; a dead child has dropped it already.
+
+        A load that was given up is waited for: what comes of it has to go, too.
+        """
+        if (loading := self._loading.pop(name, None)) is not None:
+            await asyncio.gather(loading, return_exceptions=True)
         if name in self._here and self._process.client is not None:
             self._here.discard(name)
             try:
@@ -297,36 +322,3 @@ class OwnRunner:
         """End all of them."""
         children, self._children = list(self._children.values()), {}
         await asyncio.gather(*(child.stop() for child in children))
-
-
-def how(status: int) -> str:
-    """Return how a process ended, in words; ``status`` as asyncio gives it (negative: the signal)."""
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-
-
-def out_of_memory(inside: list[watch.Inside], status: int) -> bool:
-    """Return whether a process was ended by a SIGKILL that was not ours: the kernel's, when memory is short.
-
-    137 is how a shell, or a library that watches a process of its own, passes such a death on.
-    """
-    ours = any(each.deadline_s < time.monotonic() for each in inside)
-    return status in (-signal.SIGKILL, 128 + signal.SIGKILL) and not ours
-
-
-def while_answering(model: str) -> ServingError:
-    """Return what callers of ``model`` are told when its process was killed from outside."""
-    return OutOfMemory(
-        f"the process that ran model {model!r} was killed from outside, most likely out of memory; "
-        "send less at once, or give the container more memory"
-    )
-
-
-def while_loading(inside: watch.Inside, status: int) -> ServingError:
-    """Return what a process's death means for the model that was being loaded in it."""
-    if inside.deadline_s < time.monotonic():
-        return LoadFailed(f"model {inside.model!r} did not finish loading in time and its process was ended")
-    if out_of_memory([inside], status):
-        return OutOfMemory(
-            f"the process that was loading model {inside.model!r} was killed from outside, most likely out of memory"
-        )
-    return LoadFailed(f"model {inside.model!r} ended its process while loading ({how(status)})")

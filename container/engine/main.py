@@ -25,7 +25,8 @@ from container import collector, log
 from container.archive.manifest import Manifest
 from container.engine import background, devices
 from container.engine.calls import Calls
-from container.engine.children import ChildRunner, OwnRunner, how
+from container.engine.children import ChildRunner, OwnRunner
+from container.engine.deaths import how
 from container.engine.engine import Engine
 from container.engine.loading import Loading
 from container.engine.models import SINGLE, Registry
