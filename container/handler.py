@@ -101,8 +101,7 @@ class Handler:
     """
 
     task: ClassVar[str] = ""
-    #: Warm-up, input of ``berth check``, payload of the local test and of the bench: one fact, four uses. ``load`` may
-    #: make it where each model takes something else.
+    #: A request that works: ``berth check`` tries it. ``load`` may make it where each model takes something else.
     example: Payload = Payload(b"{}")
     #: True when ``predict`` keeps no state between calls and may run on several threads at once; ``load`` may decide.
     reentrant: bool = False

@@ -29,7 +29,7 @@ class Berth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     task: built-in task ("embeddings"); handler: "module:Class" inside ``code/``; dtype: serving dtype of built-in
     networks ("float32", "bfloat16", "float16"); isolation: "own" = a process of its own; pin: never sunk;
-    timeout_s: seconds a caller waits at most; warmup: payload to run once at load; salt: weights are shared only
+    timeout_s: seconds a caller waits at most; warmup: payload that ``berth check`` tries; salt: weights are shared only
     with models of the same salt; options: handed to the handler as they are.
     """
 

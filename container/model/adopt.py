@@ -203,7 +203,7 @@ def watch(value: Any) -> Callable[[], bool]:
 
 
 def opaque(value: Any) -> bool:
-    """Return whether something inside ``value`` cannot be moved as a module: it is then dropped and loaded again.
+    """Return whether something inside ``value`` cannot be moved as a module: all stays where its code has put it.
 
     That is: sparse, quantised or subclassed tensors, lazy or meta ones, models that a library has spread over devices
     or quantised, and TorchScript whose graph names a device or whose weights are frozen into it.
