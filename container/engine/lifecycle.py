@@ -76,7 +76,6 @@ RESIDENCY: Mapping[tuple[Residency, ResidencyEvent], Residency] = {
     (Residency.DISK, "rise"): Residency.RISING,  # reserved in the ledger before this
     (Residency.HOST, "rise"): Residency.RISING,
     (Residency.RISING, "at_device"): Residency.DEVICE,  # committed with the measured bytes
-    (Residency.RISING, "at_host"): Residency.HOST,  # read ahead of need: prefetched, not yet wanted on the device
     (Residency.RISING, "failed"): Residency.SINKING,  # part of the bytes may be there: they leave like any others
     (Residency.RISING, "sink"): Residency.SINKING,  # unloaded, or no longer wanted, before it was up
     (Residency.DEVICE, "sink"): Residency.SINKING,  # idle and chosen, unloaded, or its file changed

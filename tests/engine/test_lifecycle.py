@@ -70,6 +70,12 @@ def test_bytes_do_not_arrive_unasked():
         next_residency(Residency.DISK, "at_device", Story("cats"))
 
 
+def test_nothing_rises_part_of_the_way():
+    """What waits in RAM has sunk there; nothing is fetched from the disk before it is wanted on the device."""
+    with pytest.raises(InvalidTransition):
+        walk(["rise", "at_host"], Residency.DISK, next_residency)
+
+
 def test_bytes_that_are_still_leaving_cannot_rise():
     with pytest.raises(InvalidTransition):
         walk(["rise", "at_device", "sink", "rise"], Residency.DISK, next_residency)
