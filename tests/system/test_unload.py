@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from container.memory.probe import process_bytes
+from container.memory.reading import Source
 from tests.makers import booked_bytes, tiny_bert
 from tests.server import Server, running, write_handler
 
@@ -29,6 +30,18 @@ class Slow(Handler):
         time.sleep(1.0)
         return batch
 """
+MAPS_ITS_WEIGHTS = """
+from safetensors.torch import load_file
+from container.handler import Handler
+
+class Maps(Handler):
+    def load(self, model_dir, context):
+        self.weights = load_file(model_dir / "model.safetensors")
+        self.itself = self.load  # a circle, as authors make them
+
+    def predict(self, batch):
+        return [float(sum(tensor.sum() for tensor in self.weights.values())) for _ in batch]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +50,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
 
 
-def maps(server: Server) -> str:
-    return Path(f"/proc/{server.pid_of('engine')}/maps").read_text()
+def maps(server: Server, part: str = "engine") -> str:
+    return Path(f"/proc/{server.pid_of(part)}/maps").read_text()
 
 
 def test_the_answer_says_how_many_bytes_are_back_and_nothing_is_mapped_any_more(server: Server) -> None:
@@ -49,6 +62,36 @@ def test_the_answer_says_how_many_bytes_are_back_and_nothing_is_mapped_any_more(
     gone = server.unload("one")
     assert str(folder) not in maps(server)
     assert gone.json() == {"status": 'Model "one" unregistered', "freedBytes": booked_bytes(folder)}
+
+
+def test_no_process_maps_what_an_archives_code_had_mapped_when_delete_answers(server: Server) -> None:
+    folder = write_handler(tiny_bert(server.folder("maps")), MAPS_ITS_WEIGHTS)
+    server.load("maps").raise_for_status()
+    server.invoke("maps", 1).raise_for_status()
+    assert str(folder) in maps(server, "guests"), "nothing was mapped, so that nothing is tried"
+    server.unload("maps").raise_for_status()
+    assert str(folder) not in maps(server, "guests") + maps(server)
+
+
+def test_nothing_of_a_folder_is_mapped_on_a_simulated_device_when_delete_answers(tmp_path: Path) -> None:
+    """On the device or sunk to RAM, read as it is stored or converted, of our own code or of an archive's."""
+    size = Source(tiny_bert(tmp_path / "a"), "", "cpu", allow_pickle=False).layout.bytes
+    limits = {"BERTH_MEMORY_LIMIT": str(9 * size // 4), "BERTH_HOST_MEMORY_LIMIT": str(4 * size)}
+    with running(tmp_path, BERTH_DEVICE="sim:256MiB@1GB/s", **limits) as server:
+        asked = {"stays": TEXT, "converts": TEXT, "sinks": TEXT, "maps": 1}
+        for seed, (name, body) in enumerate(asked.items()):
+            folder = tiny_bert(server.folder(name), seed)
+            if name == "maps":
+                write_handler(folder, MAPS_ITS_WEIGHTS)
+            if name == "converts":
+                (folder / "berth.json").write_text('{"dtype": "float16"}')
+            server.load(name).raise_for_status()
+            server.invoke(name, body).raise_for_status()
+        assert str(server.folder("maps")) in maps(server, "guests"), "nothing was mapped, so that nothing is tried"
+        assert {server.describe(name)["tier"] for name in asked} == {"device", "host"}
+        for name in asked:
+            server.unload(name).raise_for_status()
+            assert str(server.folder(name)) not in maps(server, "guests") + maps(server)
 
 
 def test_what_others_share_is_not_said_to_be_free_until_the_last_is_gone(server: Server, tmp_path: Path) -> None:
