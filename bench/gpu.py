@@ -1,6 +1,12 @@
 """``python -m bench.gpu``: the memory rows of a machine with one CUDA GPU; a rehearsal on a simulated device without.
 
-Needs torch, safetensors, numpy, xxhash and msgspec, no server and no network; under eight minutes, 4 GB of disk.
+Needs no server and no network; under eight minutes, 4 GB of disk. Beside a PyTorch image (torch, numpy) it wants three
+wheels; the first line fetches them, on another machine of this kind and with this Python if this one has no network:
+
+    pip download --no-deps -d wheels msgspec safetensors xxhash
+    pip install --no-index --no-deps --find-links wheels --target extra wheels/*.whl
+    PYTHONPATH=extra python -m bench.gpu
+
 Correctness comes first: 50 random sinks and rises must answer as the same weights do when copied by hand, or nothing is
 measured. Every limit is measured in the same run. Not yet run on a GPU (bench/README.md).
 """
@@ -53,7 +59,8 @@ _PAIRS = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; return 0, 1 when an answer was wrong."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__, formatter_class=raw)
     parser.add_argument("--folder", type=Path, help="where models are written (default: a temporary folder)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results (default: bench/results)")
     parser.add_argument("--dry", action="store_true", help="write no files")
