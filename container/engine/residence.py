@@ -9,7 +9,7 @@ from container import log
 from container.engine.lifecycle import Life, Residency
 from container.engine.models import Model, Registry
 from container.engine.runners import Up
-from container.errors import LargerThanTier, NeedsOwnProcess, OutOfMemory, ServingError
+from container.errors import LargerThanTier, NeedsOwnProcess, OutOfMemory
 from container.memory.keeper import Keeper
 from container.memory.ledger import Tier
 
@@ -34,12 +34,17 @@ class Residence:
     async def rise(self, model: Model, deadline_s: float) -> None:
         """Bring ``model`` to the device as its folder is now, in a process of its own if it comes up in no other.
 
-        Raises ServingError; then it is on the disk and the bytes are back.
+        One that runs out of memory has a second try once what is idle has sunk. Raises ServingError; then it is on the
+        disk, or in RAM under the device, and the bytes are back.
         """
         try:
             await self._rise(model, deadline_s)
         except NeedsOwnProcess:
             self.set_apart(model, "it does not load among others for want of its own modules")
+            await self._rise(model, deadline_s)
+        except OutOfMemory:
+            if not await self.make_room(model):
+                raise
             await self._rise(model, deadline_s)
 
     async def _rise(self, model: Model, deadline_s: float) -> None:
@@ -47,7 +52,7 @@ class Residence:
             if model.residency is Residency.DISK:
                 await self.look(model)
             await self._ascend(model, deadline_s)
-        except (ServingError, asyncio.CancelledError):
+        except BaseException:  # a mistake of ours included: bytes that stayed booked would block the name for ever
             await asyncio.shield(self._fall_back(model))
             raise
         self.promotions += 1
@@ -138,12 +143,7 @@ class Residence:
     async def _bring_up(self, model: Model) -> None:
         assert model.runner is not None
         assert model.manifest is not None
-        try:
-            up = await model.runner.bring_up(model.name, model.manifest)
-        except OutOfMemory:
-            if not await self.make_room(model):
-                raise
-            up = await model.runner.bring_up(model.name, model.manifest)
+        up = await model.runner.bring_up(model.name, model.manifest)
         self._book(model, up)
         model.times_ms, model.example = up.times_ms, up.example
         # What the work took, not what it waited for a thread: a busy moment would make a model look dear for long.

@@ -2,6 +2,7 @@
 
     prepare ──> read (disk to RAM) ──> open (the handler) ──> lift <──> lower ──> put_down
 
+Whatever files, allocations and the driver raise on the way is a ServingError from here on up; NoRun stays what it is.
 Does not cover: room, order and retries (``engine/tiered``).
 """
 
@@ -12,14 +13,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TypeVar
 
+from container import log
 from container.archive.manifest import Manifest
 from container.engine.runners import OnLanes, Up
 from container.memory.blocks import Blocks
 from container.memory.ledger import Segment
 from container.memory.tokenizers import Tokenizers
-from container.model import opening
+from container.model import attempt, blame, opening
 from container.model.dispatch import Dispatcher
+
+_log = log.get(__name__)
+_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
@@ -52,6 +58,15 @@ class TierRunner(OnLanes):
         self._dispatcher.await_lull()
         return self.blocks.prepare(name, manifest)
 
+    async def _on(self, threads: Executor, work: Callable[[], _Result]) -> _Result:
+        """See OnLanes. Raises ServingError."""
+        try:
+            return await super()._on(threads, work)
+        except (OSError, RuntimeError, MemoryError) as error:
+            attempt.end_if_poisoned(error)
+            _log.error("moving weights failed", exc_info=error)
+            raise blame.while_loading(error) from error
+
     async def bring_up(self, name: str, manifest: Manifest) -> Up:
         """All the way, without a place in RAM. Raises NoRun, too."""
         await self.read(name, manifest, keep=False)
@@ -60,7 +75,7 @@ class TierRunner(OnLanes):
         return up
 
     async def read(self, name: str, manifest: Manifest, *, keep: bool) -> None:
-        """Read the files into RAM. Raises BadArchive, NoRun."""
+        """Read the files into RAM. Raises ServingError, NoRun."""
         await self._on(self._loaders, functools.partial(self.blocks.read, name, manifest, keep=keep))
 
     async def open(self, name: str, manifest: Manifest) -> Up:
@@ -72,7 +87,7 @@ class TierRunner(OnLanes):
     async def lift(self, name: str) -> float:
         """Copy to the device, then accept requests; return the seconds of that, without the wait for a thread.
 
-        Raises NoRun; then nothing of it is there.
+        Raises ServingError, NoRun; then nothing of it is there.
         """
         took_s = await self._on(self._movers, functools.partial(self._lift, name))
         settings, handler = self._open[name].manifest.settings, self._open[name].opened.handler

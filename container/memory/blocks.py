@@ -17,7 +17,7 @@ Does not cover: the ledger, and who moves when (``engine/tiered``).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from container.archive.manifest import Manifest
 from container.errors import BadArchive
 from container.memory.arena import Event, NoRun, Slot
 from container.memory.block import Block, Model, Views
-from container.memory.device import Device
+from container.memory.device import Device, Piece
 from container.memory.ledger import Segment, Tier
 from container.memory.mapped import WeightsChanged
 from container.memory.prints import Prints
@@ -243,8 +243,13 @@ class Blocks:
             target = self.on_device.take(block.layout.bytes, block.id)
             if target is None:
                 raise NoRun(block.layout.bytes)
-            pieces = [(target.memory, block.host)]
-            block.arrived = self.device.copy(self.host.pieces(target.memory, block.place) if block.place else pieces)
+            pieces: Iterable[Piece] = [(target.memory, block.host)]
+            try:
+                pieces = self.host.pieces(target.memory, block.place) if block.place else pieces
+                block.arrived = self.device.copy(pieces)
+            except BaseException:
+                self.on_device.give(target)
+                raise
             block.device = target
 
     def lower(self, name: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, wait
+from concurrent.futures import Executor, Future, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,17 +118,21 @@ class Source:
 
         Raises WeightsChanged if the files are not those that the header was read from, OSError if reading fails.
         """
-        files = {path: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self._files}
+        files: dict[Path, int] = {}
+        jobs: list[Future[None]] = []
         try:
+            for path in self._files:
+                files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             raw = block.numpy().data
-            jobs = [readers.submit(_read, *piece) for piece in self._pieces(raw, layout, files)]
+            for piece in self._pieces(raw, layout, files):
+                jobs.append(readers.submit(_read, *piece))
             self._convert(views(block, layout))
+        finally:  # whatever went wrong, nobody writes into a block, or reads a file, that is given up
             wait(jobs)
-            for job in jobs:
-                job.result()
-        finally:
             for descriptor in files.values():
                 os.close(descriptor)
+        for job in jobs:
+            job.result()
         if identities(self._files) != self.identity[:-1]:
             raise WeightsChanged("the weight files were changed while they were being read")
 

@@ -30,12 +30,17 @@ def call(verdict: Callable[[BaseException], ServingError], function: Callable[..
     except ServingError as error:
         return error
     except (Exception, SystemExit) as error:  # noqa: BLE001 - authors' code may raise anything, and exit
-        if blame.poisoned(error):
-            _log.critical("the CUDA context of this process is broken, so it ends: %s", blame.describe(error))
-            os._exit(POISONED)
+        end_if_poisoned(error)
         failed = verdict(error)
         failed.__cause__ = error
         return failed
+
+
+def end_if_poisoned(error: BaseException) -> None:
+    """End this process if ``error`` has broken its CUDA context, which answers nothing any more."""
+    if blame.poisoned(error):
+        _log.critical("the CUDA context of this process is broken, so it ends: %s", blame.describe(error))
+        os._exit(POISONED)
 
 
 def log_cause(error: ServingError, name: str, phase: str) -> None:

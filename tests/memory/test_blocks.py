@@ -6,6 +6,7 @@ import itertools
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 
 from container.archive.manifest import Berth, Manifest
 from container.errors import BadArchive
+from container.memory import reading
 from container.memory.arena import NoRun
 from container.memory.block import Views
 from container.memory.blocks import Blocks
@@ -212,6 +214,28 @@ def test_files_that_change_while_being_read_are_read_again_and_refused_in_the_en
         assert (blocks.segments("a"), blocks.host.used_bytes) == ([], 0)
     else:
         assert same(dict(blocks.open("a", manifest, tmp_path)), tensors(0))
+
+
+def test_nobody_writes_into_a_place_in_ram_once_reading_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks, read, ended = made(), reading._read, []
+    manifest = write(tmp_path, tensors(1))
+
+    def slow(*piece: object) -> None:
+        time.sleep(0.05)
+        read(*piece)  # type: ignore[arg-type]
+        ended.append(piece)
+
+    def broken(*given: object) -> None:
+        raise RuntimeError("no conversion")
+
+    monkeypatch.setattr(reading, "_read", slow)
+    monkeypatch.setattr(reading.Source, "_convert", broken)
+    blocks.prepare("a", manifest)
+    with pytest.raises(RuntimeError, match="no conversion"):
+        blocks.read("a", manifest)
+    assert (len(ended), blocks.host.used_bytes) == (1, 0)
 
 
 def test_many_threads_rising_and_sinking_sharers_leave_nothing_wrong(tmp_path: Path) -> None:
