@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class TierRunner(OnLanes):
         except (OSError, RuntimeError, MemoryError) as error:
             attempt.end_if_poisoned(error)
             _log.error("moving weights failed", exc_info=error)
+            traceback.clear_frames(error.__traceback__)  # which would keep the memory that was given up
             raise blame.while_loading(error) from error
 
     async def bring_up(self, name: str, manifest: Manifest) -> Up:

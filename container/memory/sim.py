@@ -1,15 +1,17 @@
 """A device that is not there: BERTH_DEVICE=sim:4GiB@2GB/s. It exercises every line of the tiers but the CUDA calls.
 
-Its memory is RAM, its copies are real copies by one thread, each as slow as the bandwidth set, and computing is the
-CPU's. A copy's bytes arrive at its very end, and what is dropped becomes NaN: who reads too early or too late is wrong
-and not lucky.
+Its memory is RAM, as much as was set and refused beyond that; its copies are real copies by one thread, each as slow as
+the bandwidth set; computing is the CPU's. A copy's bytes arrive at its very end, and what is dropped becomes NaN: who
+reads too early or too late is wrong and not lucky.
 """
 
 from __future__ import annotations
 
+import mmap
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -62,12 +64,26 @@ class SimDevice:
     def __init__(self, name: str) -> None:
         self.name = name
         self.spec = Spec.read(name)
+        self._free = self.spec.bytes
+        self._lock = threading.RLock()  # what is given back may be so while another block is made
         self._jobs: queue.SimpleQueue[tuple[list[Piece], _Flag]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="copies", daemon=True).start()
 
     def block(self, nbytes: int) -> torch.Tensor:
-        """Return RAM; its pages cost something once they are written."""
-        return torch.empty(nbytes, dtype=torch.uint8)
+        """Return RAM, the device's again once nobody refers to it; its pages cost something once they are written."""
+        with self._lock:
+            if nbytes > self._free:
+                raise torch.OutOfMemoryError(
+                    f"{nbytes} bytes are asked for, {self._free} of {self.spec.bytes} bytes are free"
+                )
+            self._free -= nbytes
+        mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        weakref.finalize(mapping, self._take_back, nbytes)
+        return torch.frombuffer(mapping, dtype=torch.uint8)
+
+    def _take_back(self, nbytes: int) -> None:
+        with self._lock:
+            self._free += nbytes
 
     def pin(self, memory: torch.Tensor) -> bool:
         """Nothing is to be done for RAM."""
@@ -98,8 +114,8 @@ class SimDevice:
         """Nothing is to be done for RAM."""
 
     def free_bytes(self) -> int:
-        """Return the size set."""
-        return self.spec.bytes
+        """Return what of the size set nobody has."""
+        return self._free
 
     def _run(self) -> None:
         free_at = 0.0
@@ -108,6 +124,10 @@ class SimDevice:
             nbytes = sum(source.numel() for _, source in pieces)
             free_at = max(time.monotonic(), free_at) + nbytes / self.spec.bytes_per_s
             time.sleep(max(0.0, free_at - time.monotonic()))
-            for target, source in pieces:
-                target.copy_(source)
+            while pieces:
+                _copy(*pieces.pop(0))  # keeps no piece: who is told that it is done may give the memory back
             flag.set()
+
+
+def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+    target.copy_(source)

@@ -32,11 +32,11 @@ PLACES = {
     "copying": (SimDevice, "copy"),
     "allocating": (SimDevice, "block"),
 }
-ERRORS: dict[str, tuple[Exception, type[ServingError]]] = {
-    "the disk": (OSError(errno.EIO, "Input/output error"), LoadFailed),
-    "the driver": (RuntimeError("CUDA error: invalid argument"), LoadFailed),
-    "memory": (MemoryError(), OutOfMemory),
-    "memory, of torch": (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), OutOfMemory),
+ERRORS: dict[str, tuple[Callable[[], Exception], type[ServingError]]] = {
+    "the disk": (lambda: OSError(errno.EIO, "Input/output error"), LoadFailed),
+    "the driver": (lambda: RuntimeError("CUDA error: invalid argument"), LoadFailed),
+    "memory": (MemoryError, OutOfMemory),
+    "memory, of torch": (lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), OutOfMemory),
 }
 
 
@@ -92,8 +92,8 @@ def booked(parts: Parts) -> dict[str, int]:
     return {where: nbytes for where, nbytes in found.items() if nbytes}
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, place: str, error: BaseException, times: int = 1 << 30) -> None:
-    """Have ``place`` raise ``error`` the next ``times`` times."""
+def failing(monkeypatch: pytest.MonkeyPatch, place: str, error: Callable[[], Exception], times: int = 1 << 30) -> None:
+    """Have ``place`` raise an ``error`` the next ``times`` times."""
     owner, name = PLACES[place]
     real, left = getattr(owner, name), [times]
 
@@ -101,7 +101,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, place: str, error: BaseException, t
         if not left[0]:
             return real(*given, **named)
         left[0] -= 1
-        raise error
+        raise error()
 
     monkeypatch.setattr(owner, name, fail)
 
@@ -182,7 +182,7 @@ def test_a_rise_that_runs_out_of_memory_sinks_what_is_idle_and_comes_up(
     async def scenario(parts: Parts) -> None:
         for seed, name in enumerate("ab"):
             await load(parts, bert(tmp_path, name, seed))
-        failing(monkeypatch, place, MemoryError(), times=1)
+        failing(monkeypatch, place, MemoryError, times=1)
         await load(parts, bert(tmp_path, "c", 3))
         ledger = parts.keeper.ledger
         assert ledger.used_by(Tier.DEVICE) == {"c"}

@@ -111,6 +111,17 @@ def test_the_device_grows_in_extents_and_gives_empty_ones_back(small_steps: None
     assert (region.capacity, device.trimmed) == (MIB, 1)
 
 
+def test_a_rehearsed_device_refuses_what_it_does_not_have_and_has_again_what_nobody_refers_to() -> None:
+    device = SimDevice("sim:8MiB@100GB/s")
+    one, part = device.block(5 * MIB), device.block(2 * MIB)[:MIB]
+    assert device.free_bytes() == MIB
+    with pytest.raises(torch.OutOfMemoryError, match="1048576 of 8388608 bytes are free"):
+        device.block(2 * MIB)
+    assert (int(part.sum()), device.free_bytes()) == (0, MIB), "a view keeps all of it"
+    del one, part
+    assert device.free_bytes() == 8 * MIB
+
+
 def test_copies_arrive_in_order_and_take_the_time_of_their_bytes() -> None:
     assert Spec.read("sim:4GiB@2GB/s") == (4 << 30, 2_000_000_000)
     device = SimDevice("sim:1GiB@100MB/s")
