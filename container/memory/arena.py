@@ -111,6 +111,18 @@ class Arena:
                 best = (price, [each for _, each, _ in run if each is not None])
         return None if best is None else best[1]
 
+    def price(self, cost: Callable[[Slot], float | None]) -> float | None:
+        """Return what the going of all that lies here costs; None if something has to stay, or is leaving."""
+        self._settle()
+        costs = [cost(slot) for slot in self._slots.values()]
+        paid = [each for each in costs if each is not None]
+        return None if self._leaving or len(paid) < len(costs) else sum(paid)
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The slots that are taken."""
+        return list(self._slots.values())
+
     @property
     def used_bytes(self) -> int:
         """Bytes of slots that are taken."""

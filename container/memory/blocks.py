@@ -216,7 +216,7 @@ class Blocks:
         Raises NoRun; then nothing of it is on the device.
         """
         model = self._models[name]
-        blocks = [block for block, _ in model.parts]
+        blocks = sorted((block for block, _ in model.parts), key=lambda each: -each.layout.bytes)  # large holes first
         with self._lock:
             for block in blocks:
                 block.device_users.add(name)

@@ -3,7 +3,8 @@
     take(bytes) ──> Place: a uint8 view of exactly those bytes ──give(after events)──> free again
 
 Both consist of extents. The device's grows in a few large ones (so that what the models of host children need is not
-taken beforehand) and gives back those that are empty. The host's is one reserved range of addresses of which 256 MiB at
+taken beforehand) and gives back those that are empty; several become one where what is asked for is larger than each.
+The host's is one reserved range of addresses of which 256 MiB at
 a time are faulted in and registered, the next ones in the background before they are needed; copies never cross such a
 step, because CUDA refuses to copy across two registrations. Where registering is refused, extents come from torch's
 own pinned allocator. Nothing is allocated, locked or freed on the request path unless room runs out under it.
@@ -121,24 +122,57 @@ class DeviceRegion(Region):
     def trim(self) -> None:
         """Give empty extents back to the driver, for whoever else wants memory of the device."""
         with self._growing:
-            with self._lock:
-                empty = [each for each in self._extents if each.arena.largest_hole == each.arena.capacity]
-                self._extents = [each for each in self._extents if each not in empty]
-            if empty:
-                del empty
-                self._device.trim()
+            self._drop_empty()
+
+    def cheapest_run(self, nbytes: int, cost: Callable[[Slot], float | None]) -> list[str] | None:
+        """See Region; where no extent has such neighbours, all that lies in the cheapest extents to make one of."""
+        run = super().cheapest_run(nbytes, cost)
+        return self._cheapest_extents(aligned(nbytes), cost) if run is None else run
+
+    def _cheapest_extents(self, nbytes: int, cost: Callable[[Slot], float | None]) -> list[str] | None:
+        with self._lock:
+            room = self.limit - self.capacity
+            short = nbytes - room if nbytes > room else nbytes  # the limit has room, so it is the device that has none
+            prices = [(extent.arena.price(cost), extent) for extent in self._extents]
+        may_go = [(price / extent.arena.capacity, extent) for price, extent in prices if price is not None]
+        chosen: list[Extent] = []
+        for _, extent in sorted(may_go, key=lambda each: each[0]):
+            if short > 0:
+                chosen.append(extent)
+                short -= extent.arena.capacity
+        for extent in reversed(chosen.copy()):  # a large one chosen last may spare smaller ones
+            if short + extent.arena.capacity <= 0:
+                chosen.remove(extent)
+                short += extent.arena.capacity
+        return None if short > 0 else [slot.tag for extent in chosen for slot in extent.arena.slots]
 
     def _grow(self, nbytes: int) -> bool:
-        nbytes = min(max(nbytes, self._extent_bytes), self.limit - self.capacity)
-        if nbytes <= 0:
+        if nbytes > self.limit - self.capacity:
+            self._drop_empty()
+        room = self.limit - self.capacity
+        if nbytes > room:
             return False
-        try:
-            memory = self._device.block(nbytes)
-        except torch.OutOfMemoryError as error:
-            _log.warning("the device has no %d bytes for models: %s", nbytes, str(error).partition("\n")[0])
-            return False
+        size = max(nbytes, self._extent_bytes)
+        for wanted in dict.fromkeys((room if room < size + self._extent_bytes else size, nbytes)):
+            try:
+                memory = self._device.block(wanted)
+            except torch.OutOfMemoryError as error:
+                _log.warning("the device has no %d bytes for models: %s", wanted, str(error).partition("\n")[0])
+                continue
+            with self._lock:
+                self._extents.append(Extent(memory, Arena(wanted)))
+            return True
+        return self._drop_empty() and self._grow(nbytes)
+
+    def _drop_empty(self) -> bool:
+        """Give empty extents back; return whether there were any. Called under ``_growing``."""
         with self._lock:
-            self._extents.append(Extent(memory, Arena(nbytes)))
+            empty = [each for each in self._extents if each.arena.largest_hole == each.arena.capacity]
+            self._extents = [each for each in self._extents if each not in empty]
+        if not empty:
+            return False
+        del empty
+        self._device.trim()
         return True
 
 

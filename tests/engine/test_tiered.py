@@ -15,6 +15,8 @@ import torch
 
 from container.engine.main import Parts
 from container.errors import LoadFailed, OutOfMemory, ServingError
+from container.memory import regions
+from container.memory.align import aligned
 from container.memory.blocks import Blocks
 from container.memory.ledger import Tier
 from container.memory.reading import Source
@@ -53,8 +55,12 @@ def run(tmp_path: Path, scenario: Callable[[Parts], Awaitable[None]], **environ:
     asyncio.run(main())
 
 
-def bert(tmp_path: Path, name: str, seed: int = 0) -> Path:
-    return tiny_bert(tmp_path / "base" / "models" / name, seed)
+def bert(tmp_path: Path, name: str, seed: int = 0, layers: int = 2) -> Path:
+    return tiny_bert(tmp_path / "base" / "models" / name, seed, layers=layers)
+
+
+def layout_bytes(folder: Path) -> int:
+    return Source(folder, "", "cpu", allow_pickle=False).layout.bytes
 
 
 async def load(parts: Parts, folder: Path) -> None:
@@ -190,6 +196,36 @@ def test_a_rise_that_runs_out_of_memory_sinks_what_is_idle_and_comes_up(
         assert isinstance(await ask(parts, "c"), Payload)
 
     run(tmp_path, scenario)
+
+
+def test_a_large_model_rises_over_small_ones_that_lie_in_every_extent_and_all_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(regions, "STEP_BYTES", 256)
+    small, large = (layout_bytes(bert(tmp_path, name, 0, layers)) for name, layers in (("small", 2), ("big", 11)))
+    assert small * 4 < large < small * 4.8
+    extent = aligned(small * 27 // 10)  # two small ones an extent: sixteen lie in all eight
+    names = [f"s{number}" for number in range(17)]
+
+    async def scenario(parts: Parts) -> None:
+        for number, name in enumerate(names[:16]):
+            await load(parts, bert(tmp_path, name, number))
+        ledger, region = parts.keeper.ledger, blocks_of(parts).on_device
+        assert ledger.used_by(Tier.DEVICE) == set(names[:16])
+        assert region.capacity == 8 * extent
+        assert ledger.figures(Tier.DEVICE).free >= large
+        await load(parts, bert(tmp_path, "big", 0, 11))
+        assert "big" in ledger.used_by(Tier.DEVICE)
+        assert len(ledger.used_by(Tier.DEVICE)) == 13, "two extents became one"
+        assert parts.keeper.demotions == 4
+        await load(parts, bert(tmp_path, "s16", 16))
+        for name in (*names, "big", *names):
+            assert isinstance(await ask(parts, name), Payload)
+            assert region.capacity <= region.limit
+        await sink(parts, *names, "big")
+        assert isinstance(await ask(parts, "big"), Payload), "every extent is empty, and none is as large"
+
+    run(tmp_path, scenario, BERTH_DEVICE=f"sim:{8 * extent}@10GB/s", BERTH_MEMORY_LIMIT=str(8 * extent))
 
 
 def test_a_look_that_runs_out_of_memory_is_tried_again_once_what_is_idle_has_sunk(

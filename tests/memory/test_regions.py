@@ -111,6 +111,51 @@ def test_the_device_grows_in_extents_and_gives_empty_ones_back(small_steps: None
     assert (region.capacity, device.trimmed) == (MIB, 1)
 
 
+def test_whole_extents_of_the_device_become_one_when_what_lies_in_them_may_go(small_steps: None) -> None:
+    region = DeviceRegion(Picky(), 4 * MIB)
+    there = {tag: region.take(MIB * 3 // 4, tag) for tag in "abcd"}
+    assert region.capacity == 4 * MIB
+    assert region.take(2 * MIB, "large") is None
+    price = {"a": 5.0, "b": None, "c": 1.0, "d": 2.0}
+    assert region.cheapest_run(MIB // 4 * 3, lambda slot: price[slot.tag]) == ["c"], "in one extent, as ever"
+    victims = region.cheapest_run(2 * MIB, lambda slot: price[slot.tag])
+    assert victims is not None
+    assert sorted(victims) == ["c", "d"]
+    assert region.cheapest_run(4 * MIB, lambda slot: price[slot.tag]) is None, "b stays"
+    for tag in victims:
+        place = there[tag]
+        assert place is not None
+        region.give(place)
+    assert region.take(2 * MIB, "large") is not None
+    assert region.capacity == 4 * MIB
+
+
+def test_where_the_device_itself_has_no_more_extents_make_up_for_all_of_it(small_steps: None) -> None:
+    device = SimDevice(f"sim:{2 * MIB}@100GB/s")
+    region = DeviceRegion(device, 4 * MIB)
+    there = [region.take(MIB * 3 // 4, tag) for tag in "ab"]
+    assert region.take(2 * MIB, "large") is None
+    assert region.cheapest_run(2 * MIB, lambda slot: 1.0) == ["a", "b"]
+    while there:
+        place = there.pop()
+        assert place is not None
+        region.give(place)
+    del place
+    assert region.take(2 * MIB, "large") is not None
+
+
+def test_what_is_too_little_for_an_extent_of_its_own_is_part_of_the_last_one(small_steps: None) -> None:
+    region = DeviceRegion(Picky(), 3 * MIB // 2)
+    assert None not in (region.take(3 * MIB // 4, "a"), region.take(3 * MIB // 4, "b"))
+
+
+def test_where_the_device_has_less_than_an_extent_the_arena_takes_what_is_needed(small_steps: None) -> None:
+    region = DeviceRegion(Picky(room=MIB // 2), 4 * MIB)
+    assert region.take(MIB // 4, "a") is not None
+    assert region.take(MIB // 2, "b") is None
+    assert region.take(MIB // 4, "c") is not None
+
+
 def test_a_rehearsed_device_refuses_what_it_does_not_have_and_has_again_what_nobody_refers_to() -> None:
     device = SimDevice("sim:8MiB@100GB/s")
     one, part = device.block(5 * MIB), device.block(2 * MIB)[:MIB]
