@@ -13,6 +13,7 @@ Models of host children have no tier in RAM: they rise and sink as in ``residenc
 from __future__ import annotations
 
 import asyncio
+import time
 
 from container import log
 from container.engine.lifecycle import Life, Residency
@@ -91,16 +92,18 @@ class TieredResidence(Residence):
         self._ledger.hold(model.name)  # nobody takes from under it what has come up already
         try:
             if model.residency is Residency.DISK:
-                await self._read(model)
+                await self._read(model, deadline_s)
             else:
                 model.reside("rise")
             await self._keeper.reserve(model.name, deadline_s)
             await self._lift(model, deadline_s)
         finally:
             self._ledger.unhold(model.name)
+        if model.name not in self._ledger.used_by(Tier.HOST):
+            self._tiers.blocks.drop_host(model.name)  # nor may it keep there what it shares with those who are booked
         self._ledger.commit(model.name, Tier.DEVICE)
 
-    async def _read(self, model: Model) -> None:
+    async def _read(self, model: Model, deadline_s: float) -> None:
         """From the disk into RAM."""
         assert model.manifest is not None
         try:
@@ -113,7 +116,7 @@ class TieredResidence(Residence):
                 await self._tiers.read(model.name, model.manifest, keep=True)
                 break
             except NoRun as none:
-                if not await self._clear(Tier.HOST, none.bytes):
+                if not await self._clear(Tier.HOST, none.bytes, deadline_s):
                     self._give_up(model, Tier.HOST)
         else:
             await self._tiers.read(model.name, model.manifest, keep=False)
@@ -133,7 +136,7 @@ class TieredResidence(Residence):
                 self._ledger.rose(model.name, await self._tiers.lift(model.name))
                 return
             except NoRun as none:
-                if await self._clear(Tier.DEVICE, none.bytes):
+                if await self._clear(Tier.DEVICE, none.bytes, deadline_s):
                     continue
                 here = self._ledger.account(Tier.DEVICE)
                 if not (here.used_by | here.reserved_by | here.leaving.keys()) - {model.name}:
@@ -143,8 +146,10 @@ class TieredResidence(Residence):
                     ) from None
                 await self._keeper.wait(model.name, none.bytes, deadline_s)
 
-    async def _clear(self, tier: Tier, nbytes: int) -> bool:
-        """Sink the cheapest neighbours with ``nbytes`` in one piece; False if there are none that may."""
+    async def _clear(self, tier: Tier, nbytes: int, deadline_s: float) -> bool:
+        """Sink the cheapest neighbours with ``nbytes`` in one piece; False if none sank, or the time is up."""
+        if time.monotonic() >= deadline_s:
+            return False
         victims = self._tiers.blocks.neighbours(tier, nbytes, self._cost)
         _log.info("no %d bytes in one piece on the %s tier; %s sink", nbytes, tier.value, sorted(victims) or "none can")
         return bool(victims) and await self._keeper.sink_these(sorted(victims), tier)

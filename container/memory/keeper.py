@@ -40,7 +40,7 @@ class Keeper:
         self._sank_for: dict[str, float] = {}
         self.demotions = 0
         self._marks = marks
-        self._easing: dict[Tier, asyncio.Task[None]] = {}
+        self._easing: dict[Tier, asyncio.Task[int]] = {}
         #: Brings the machine's own figures into the ledger; called before each plan.
         self.look: Callable[[], None] = lambda: None
         #: Lets what is kept for nobody go as far as it takes more than these bytes; called after each plan.
@@ -118,18 +118,15 @@ class Keeper:
         self._sank_for[name] = now + SINK_AGAIN_S
         self.give_way(0)
         demotions = plan.idle_models(self.ledger, Tier.DEVICE, order=self._coldest[Tier.DEVICE])
-        await self._carry_out(demotions)
-        _log.warning(
-            "model %s ran out of memory; %d idle models sank so that it can try once more", name, len(demotions)
-        )
-        return len(demotions)
+        sank = await self._carry_out(demotions)
+        _log.warning("model %s ran out of memory; %d idle models sank so that it can try once more", name, sank)
+        return sank
 
     async def sink_these(self, names: Iterable[str], tier: Tier) -> bool:
-        """Sink ``names`` as far as they are idle; False if nothing may ever sink."""
+        """Sink ``names`` as far as they are idle; return whether any did."""
         if self._policy == "platform":
             return False
-        await self._carry_out([plan.Demote(name, tier, Tier.DISK) for name in names])
-        return True
+        return await self._carry_out([plan.Demote(name, tier, Tier.DISK) for name in names]) > 0
 
     async def wait(self, name: str, nbytes: int, deadline_s: float) -> None:
         """Return when something has changed, or a moment later. Raises MemoryBusy once ``deadline_s`` has passed."""
@@ -159,17 +156,22 @@ class Keeper:
         """Something ended that a plan may have waited for."""
         self._changed.set()
 
-    async def _carry_out(self, demotions: list[plan.Demote]) -> None:
+    async def _carry_out(self, demotions: list[plan.Demote]) -> int:
+        """Return how many sank."""
+        sank = 0
         for step in demotions:
             # Whoever asked may be cancelled; what has begun to sink arrives all the same.
-            await asyncio.shield(asyncio.ensure_future(self._demote(step)))
+            sank += await asyncio.shield(asyncio.ensure_future(self._demote(step)))
+        return sank
 
-    async def _demote(self, step: plan.Demote) -> None:
+    async def _demote(self, step: plan.Demote) -> bool:
         entry = self.ledger.entry(step.name) if step.name in self.ledger else None
         if entry is None or entry.holds or step.name not in self.ledger.used_by(step.source):
-            return  # called, unloaded or sunk since the plan was made; the next plan will see
-        self.demotions += 1
+            return False  # called, unloaded or sunk since the plan was made; the next plan will see
         await self._sink(step.name, step.source)
+        sank = step.name not in self.ledger.used_by(step.source)
+        self.demotions += sank
+        return sank
 
     async def _wait(self, deadline_s: float, name: str, wait: plan.Wait) -> None:
         if not await self.change(deadline_s):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from container.engine.main import Parts
 from container.errors import LoadFailed, OutOfMemory, ServingError
@@ -226,6 +227,47 @@ def test_a_large_model_rises_over_small_ones_that_lie_in_every_extent_and_all_an
         assert isinstance(await ask(parts, "big"), Payload), "every extent is empty, and none is as large"
 
     run(tmp_path, scenario, BERTH_DEVICE=f"sim:{8 * extent}@10GB/s", BERTH_MEMORY_LIMIT=str(8 * extent))
+
+
+def test_a_fine_tune_that_passes_through_ram_leaves_the_trunk_there_to_those_that_stay(tmp_path: Path) -> None:
+    base, tuned = bert(tmp_path, "base"), bert(tmp_path, "tuned")
+    weights = load_file(tuned / "model.safetensors")
+    weights["pooler.dense.weight"] += 1
+    save_file(weights, tuned / "model.safetensors")
+    room = layout_bytes(base)
+
+    async def scenario(parts: Parts) -> None:
+        for folder in (base, tuned):
+            await load(parts, folder)
+        ledger, blocks = parts.keeper.ledger, blocks_of(parts)
+        assert (ledger.used_by(Tier.DEVICE), ledger.used_by(Tier.HOST)) == ({"base", "tuned"}, {"base"})
+        assert blocks.segments("base")[0] in blocks.segments("tuned")
+        await parts.residence.sink("base", Tier.HOST)
+        assert (ledger.figures(Tier.HOST).used, blocks.host.used_bytes) == (0, 0)
+        await load(parts, bert(tmp_path, "other", 1))
+        assert ledger.used_by(Tier.HOST) == {"other"}
+        for name in ("base", "tuned", "other"):
+            assert isinstance(await ask(parts, name), Payload)
+
+    run(tmp_path, scenario, BERTH_HOST_MEMORY_LIMIT=str(room))
+
+
+def test_neighbours_that_do_not_sink_are_not_counted_and_nobody_waits_for_them_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the book and the arena had parted ways: what lies in the arena is nobody's in the book."""
+    room = layout_bytes(bert(tmp_path, "a"))
+
+    async def scenario(parts: Parts) -> None:
+        assert blocks_of(parts).host.take(room, "unknown") is not None
+        monkeypatch.setattr(Blocks, "neighbours", lambda *given: {"b"})
+        await load(parts, bert(tmp_path, "b", 1))
+        await load(parts, bert(tmp_path, "a"))
+        ledger = parts.keeper.ledger
+        assert (ledger.used_by(Tier.DEVICE), ledger.used_by(Tier.HOST)) == ({"a", "b"}, set())
+        assert parts.keeper.demotions == 0
+
+    run(tmp_path, scenario, BERTH_HOST_MEMORY_LIMIT=str(room))
 
 
 def test_a_look_that_runs_out_of_memory_is_tried_again_once_what_is_idle_has_sunk(
