@@ -1,8 +1,10 @@
 """The machine's own figures beside the ledger's: where it has less for models than the limit says, it wins.
 
 Free RAM, or free memory of the device, is asked at most twice a second, when room is planned. What of the models' bytes
-the machine itself counts as free (mapped files) or as taken though nobody uses it (arenas) is told by who asks.
-Free disk is asked for whenever a model is registered. Does not cover: what sinks then (``memory/plan``).
+the machine itself counts as free (mapped files) or as taken though nobody uses it (arenas) is told by who asks. How
+much of what is reserved is there already, and how much of what leaves is still there, nobody can tell: what the machine
+had before stands as long as its figure may mean that. Free disk is asked for whenever a model is registered. Does not
+cover: what sinks then (``memory/plan``).
 """
 
 from __future__ import annotations
@@ -60,9 +62,11 @@ class Machine:
             return
         self._again_s = now + _EVERY_S
         for tier, free in self._free.items():
-            sums = self._ledger.figures(tier)
+            sums, before = self._ledger.figures(tier), self._ledger.account(tier).cap
             self._found[tier] = found = free()
-            self._ledger.set_cap(tier, max(0, sums.used + sums.reserved + sums.leaving + found))
+            least = sums.used + found  # nothing of what is on its way is there
+            most = least + sums.reserved + sums.leaving  # all of it is
+            self._ledger.set_cap(tier, max(0, least if before is None else min(max(before, least), most)))
 
     def gaps(self) -> dict[Tier, int]:
         """Return by how much more is free for models by limit and ledger than by the machine, in bytes; looks anew."""

@@ -126,6 +126,57 @@ def test_what_the_machine_lacks_for_now_is_no_final_refusal_and_what_the_limit_l
     assert plan.make_room(ledger, DEVICE, "new") == [plan.Reserve("new", DEVICE, 40)]
 
 
+def test_what_is_reserved_and_not_there_yet_is_not_promised_twice():
+    """A process of authors' code reads 60 of the 100 bytes that are free, of which the machine sees none at first."""
+    free = {"now": 100}
+    ledger = book(200)
+    machine = Machine(ledger, {DEVICE: lambda: free["now"]})
+    machine.gaps()
+    for name in ("first", "second"):
+        ledger.add(name, [Segment(name, 60)])
+    ledger.reserve("first", DEVICE)
+    for arrived in (0, 20, 60):
+        free["now"] = 100 - arrived
+        machine.gaps()
+        assert ledger.figures(DEVICE)[:5] == (100, 0, 60, 0, 40), f"{arrived} bytes are there"
+        with pytest.raises(plan.Wait):
+            plan.make_room(ledger, DEVICE, "second")
+    ledger.commit("first", DEVICE)
+    machine.gaps()
+    assert ledger.figures(DEVICE) == (100, 60, 0, 0, 40, 0)
+    ledger.demote("first", DEVICE)
+    for gone in (0, 60):
+        free["now"] = 40 + gone
+        machine.gaps()
+        assert ledger.figures(DEVICE).limit == 100, f"{gone} of the leaving bytes are back"
+    ledger.release("first", DEVICE)
+    machine.gaps()
+    assert ledger.figures(DEVICE) == (100, 0, 0, 0, 100, 0)
+
+
+def test_a_machine_that_others_fill_or_leave_during_a_load_is_believed_as_far_as_it_can_be_told():
+    free = {"now": 100}
+    ledger = book(200)
+    machine = Machine(ledger, {DEVICE: lambda: free["now"]})
+    machine.gaps()
+    ledger.add("loads", [Segment("loads", 60)])
+    ledger.reserve("loads", DEVICE)
+    for now, limit in (
+        (60, 100),  # 40 have arrived, or others took them
+        (20, 80),  # others took 20 at the least
+        (0, 60),  # what is reserved is never over the limit by that: it may have arrived
+        (90, 90),  # and others left
+    ):
+        free["now"] = now
+        machine.gaps()
+        assert ledger.figures(DEVICE).limit == limit
+        assert ledger.figures(DEVICE).over == 0
+    ledger.commit("loads", DEVICE)
+    free["now"] = 40
+    machine.gaps()
+    assert ledger.figures(DEVICE).limit == 100
+
+
 def test_a_machine_with_more_than_the_limit_changes_nothing_and_one_over_it_is_told_by_the_book():
     ledger = book(100, a="", b="")
     before = ledger.figures(DEVICE)
