@@ -106,15 +106,26 @@ def wait_until_quiet(files: Sequence[Path], quiet_s: float) -> None:
 
 
 class MappedFile:
-    """``storages`` lie in one mapping of ``path``, which was ``opened_as``; it stays mapped while this lives."""
+    """``storages`` lie in one mapping of ``path``, which was ``opened_as``.
 
-    def __init__(self, path: Path, opened_as: Identity, storages: Iterable[torch.UntypedStorage]) -> None:
+    It does not keep them, they keep it: whoever still reads a tensor of a map that was closed is covered for. in_full:
+    most of the file is going to be read.
+    """
+
+    def __init__(
+        self, path: Path, opened_as: Identity, storages: Iterable[torch.UntypedStorage], *, in_full: bool = True
+    ) -> None:
         self._path = path
         self._opened_as = opened_as
-        self._storages = [storage for storage in storages if storage.nbytes()]
         self._covered = False
-        if self._storages:  # read and mapped in pieces of 2 MiB, where the file system can: a fifth of the work
-            _libc.madvise(*self._extent(), mmap.MADV_HUGEPAGE)
+        there = [storage for storage in storages if storage.nbytes()]
+        self._storages = [weakref.ref(storage) for storage in there]
+        self._start = min((storage.data_ptr() for storage in there), default=0) & -mmap.PAGESIZE
+        self._size = max((storage.data_ptr() + storage.nbytes() for storage in there), default=0) - self._start
+        for storage in there:
+            vars(storage)["mapped_file"] = self
+        if there and in_full:  # read and mapped in pieces of 2 MiB, where the file system can: a fifth of the work
+            _libc.madvise(self._start, self._size, mmap.MADV_HUGEPAGE)
         with _lock:
             _all.add(self)
 
@@ -124,23 +135,23 @@ class MappedFile:
         part: which of ``parts`` this is, for several threads that read it together. What the page cache has, and what
         cannot be read (an older kernel, a file that was cut), is left to whoever touches it.
         """
-        if not self._storages or self._covered:
+        held = self._hold()
+        if held is None or self._covered:
             return
-        base, _ = self._extent()
         with contextlib.suppress(OSError), self._path.open("rb", buffering=0) as file:
             for start, size in islice(self._pieces(), part, None, parts):
-                cached = all(_is_cached(file.fileno(), start - base + at) for at in (0, size - 1))
+                cached = all(_is_cached(file.fileno(), start - self._start + at) for at in (0, size - 1))
                 if not cached and _libc.madvise(start, size, _MADV_POPULATE_READ):
                     return
 
     def cover(self) -> bool:
         """If the file was changed, put zeros where it is mapped; return whether that was done just now."""
-        if self._covered or not self._storages or identity(self._path) == self._opened_as:
+        held = self._hold()
+        if held is None or self._covered or identity(self._path) == self._opened_as:
             return False
-        start, size = self._extent()
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
-        covered = _libc.mmap(start, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
-        self._covered = covered == start
+        covered = _libc.mmap(self._start, self._size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+        self._covered = covered == self._start
         return self._covered
 
     def forget_pages(self) -> None:
@@ -148,7 +159,8 @@ class MappedFile:
 
         Letting go of the last tensor would do it under the interpreter's lock: 10 ms for a BERT that all models feel.
         """
-        if self._storages and not self._covered:
+        held = self._hold()
+        if held is not None and not self._covered:
             # Under a limit its pages in the page cache are to go before those of models that are up, though these may
             # have been used less often: they would be read again under the next batch.
             for start, size in self._pieces():
@@ -157,14 +169,12 @@ class MappedFile:
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         """Yield address and size of the mapping, a piece at a time."""
-        start, size = self._extent()
-        for at in range(0, size, _PIECE_BYTES):
-            yield start + at, min(_PIECE_BYTES, size - at)
+        for at in range(0, self._size, _PIECE_BYTES):
+            yield self._start + at, min(_PIECE_BYTES, self._size - at)
 
-    def _extent(self) -> tuple[int, int]:
-        """Return address and size of the mapping, from whole page to last byte."""
-        start = min(storage.data_ptr() for storage in self._storages) & -mmap.PAGESIZE
-        return start, max(storage.data_ptr() + storage.nbytes() for storage in self._storages) - start
+    def _hold(self) -> torch.UntypedStorage | None:
+        """Return what keeps the mapping where it is meanwhile; None if it is gone: others may have its addresses."""
+        return next((held for storage in self._storages if (held := storage()) is not None), None)
 
 
 def _is_cached(descriptor: int, offset: int) -> bool:

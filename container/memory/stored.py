@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from container.errors import BadArchive
-from container.memory.mapped import WeightsChanged
+from container.memory.mapped import MappedFile, WeightsChanged, identity
 from container.memory.sizes import ITEM_BYTES, Checkpoint, Header, TensorInfo, read_header
 from container.nets import pickles
 
@@ -120,8 +120,9 @@ def read_stored(checkpoint: Checkpoint, *, mapped: bool = False) -> dict[str, to
     """
     found: dict[str, torch.Tensor] = {}
     for path in checkpoint.files:
-        if checkpoint.kind == "pickle":
-            found |= read_pickle(path).tensors
-        else:
-            found |= map_file(path, read_header(path), only_mapped=mapped).tensors
+        opened_as = identity(path)
+        pickled = checkpoint.kind == "pickle"
+        one = read_pickle(path) if pickled else map_file(path, read_header(path), only_mapped=mapped)
+        MappedFile(path, opened_as, one.mapped, in_full=False)
+        found |= one.tensors
     return found

@@ -102,6 +102,65 @@ def test_the_loop_itself_may_be_the_one_that_reads(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == ["before 1000000.0", "on the loop 0.0"]
 
 
+@pytest.mark.parametrize("let_go", ["weights.close()", 'weights.rebind({"w": torch.ones(1000, 1000)}, [])'])
+def test_who_reads_on_from_a_map_that_was_closed_or_moved_off_its_file_finds_zeros(tmp_path: Path, let_go: str) -> None:
+    """A comparison, or a batch that looked its tensors up before."""
+    done = run(
+        tmp_path,
+        f"""
+        tensor = weights["w"]
+        {let_go}
+        os.truncate(file, 0)
+        print("reads on", await asyncio.to_thread(lambda: tensor.sum().item()))
+        del tensor
+        print("mapped", str(file) in Path("/proc/self/maps").read_text())
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["before 1000000.0", "reads on 0.0", "mapped False"]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+def test_files_that_are_only_looked_at_on_the_way_to_a_device_are_covered_too(tmp_path: Path, kind: str) -> None:
+    done = run(
+        tmp_path,
+        f"""
+        from container.memory.reading import Source
+        weights.close()
+        name = "model.safetensors" if {kind == "safetensors"} else "pytorch_model.bin"
+        if not (folder / name).exists():
+            file.unlink()
+            torch.save({{"w": torch.ones(1000, 1000)}}, folder / name)
+        source = Source(folder, "", "cpu", allow_pickle=True)
+        source.fingerprints("")
+        os.truncate(folder / name, 0)
+        print("compares", await asyncio.to_thread(lambda: source.tensor("w").sum().item()))
+        source.forget()
+        print("mapped", str(folder / name) in Path("/proc/self/maps").read_text())
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["before 1000000.0", "compares 0.0", "mapped False"]
+
+
+def test_what_was_unmapped_is_never_covered_though_its_map_is_open(tmp_path: Path) -> None:
+    """Its addresses may be somebody else's by then."""
+    done = run(
+        tmp_path,
+        """
+        mapping, = mapped._all
+        tensors = weights._tensors
+        weights._tensors = {}
+        tensors.clear()
+        print("mapped", str(file) in Path("/proc/self/maps").read_text())
+        os.truncate(file, 0)
+        print("covered", mapping.cover(), mapping.read_ahead(), mapping.forget_pages())
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["before 1000000.0", "mapped False", "covered False None None"]
+
+
 def test_a_bus_error_of_another_cause_still_ends_the_process(tmp_path: Path) -> None:
     done = run(
         tmp_path,
