@@ -175,24 +175,28 @@ class Loading:
 
     def _read(self, model: Model, known_bytes: int) -> _Found:
         """Describe and prepare, unless the folder is as it was and the model has been kept; on a loader thread."""
-        stamp = tree.stamp(model.url.removeprefix("file://"))
-        if stamp and stamp == model.stamp and model.manifest is not None and model.runner is not None:
-            segments = model.runner.again(model.name)
-            if segments is not None:
-                return _Found(model.manifest, model.runner, stamp, segments)
-        folder = self._folder(model.url)
-        hf_task = self._settings.hf_task if model.name == SINGLE else ""
         try:
-            told = {"program": self._settings.program, "hf_task": hf_task, "service": self._settings.service}
-            manifest = describe.describe(folder, **told)
-            if manifest != model.manifest:
-                policy.check(folder, manifest, self._settings)
-            runner = model.runner
-            if runner is None or model.manifest is None or not _alike(manifest, model.manifest):
-                runner, known_bytes = self._runners(manifest), 0
-            return _Found(manifest, runner, stamp, runner.prepare(model.name, manifest, known_bytes))
+            stamp = tree.stamp(model.url.removeprefix("file://"))
+            if stamp and stamp == model.stamp and model.manifest is not None and model.runner is not None:
+                segments = model.runner.again(model.name)
+                if segments is not None:
+                    return _Found(model.manifest, model.runner, stamp, segments)
+            return self._anew(model, stamp, known_bytes)
         except (OSError, MemoryError, RuntimeError) as error:  # files that vanish or cannot be mapped
             raise blame.while_loading(error) from error
+
+    def _anew(self, model: Model, stamp: bytes, known_bytes: int) -> _Found:
+        """Describe and prepare as if it had never been up."""
+        folder = self._folder(model.url)
+        hf_task = self._settings.hf_task if model.name == SINGLE else ""
+        told = {"program": self._settings.program, "hf_task": hf_task, "service": self._settings.service}
+        manifest = describe.describe(folder, **told)
+        if manifest != model.manifest:
+            policy.check(folder, manifest, self._settings)
+        runner = model.runner
+        if runner is None or model.manifest is None or not _alike(manifest, model.manifest):
+            runner, known_bytes = self._runners(manifest), 0
+        return _Found(manifest, runner, stamp, runner.prepare(model.name, manifest, known_bytes))
 
     def _register(self, model: Model, segments: list[Segment]) -> None:
         assert model.manifest is not None

@@ -27,9 +27,9 @@ from tests.makers import tiny_bert
 _OURS = ("container.", "handlers.")
 
 
-def run(tmp_path: Path, scenario: Callable[[Parts], Awaitable[None]]) -> None:
-    environ = {"SAGEMAKER_BASE_DIR": str(tmp_path / "base"), "BERTH_STATE_DIR": str(tmp_path / "state")}
-    settings = Settings.read({**environ, "SAGEMAKER_MULTI_MODEL": "true", "BERTH_DEVICE": "cpu"})
+def run(tmp_path: Path, scenario: Callable[[Parts], Awaitable[None]], **environ: str) -> None:
+    folders = {"SAGEMAKER_BASE_DIR": str(tmp_path / "base"), "BERTH_STATE_DIR": str(tmp_path / "state")}
+    settings = Settings.read({**folders, "SAGEMAKER_MULTI_MODEL": "true", "BERTH_DEVICE": "cpu", **environ})
     make_run_folder(settings.run_dir)
     watch.Page(settings.run_dir / "page", create=True)
 
