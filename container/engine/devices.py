@@ -31,13 +31,19 @@ def open_device(name: str) -> Device | None:
 
 
 def limits(settings: Settings, device: Device | None) -> dict[Tier, int]:
-    """Return the bytes of models on each tier that there is."""
+    """Return the bytes of models on each tier that there is.
+
+    What is set stands whatever is free now: what the device lacks may be there later (``memory/machine``).
+    """
     if device is None:
         if settings.host_memory_limit is not None:
             _log.warning("BERTH_HOST_MEMORY_LIMIT has no meaning without a GPU and is ignored")
         return {Tier.DEVICE: probe.default_limit("cpu") if settings.memory_limit is None else settings.memory_limit}
-    free = device.free_bytes()
-    on_device = int(free * probe.SHARE) if settings.memory_limit is None else min(settings.memory_limit, free)
+    free, on_device = device.free_bytes(), settings.memory_limit
+    if on_device is None:
+        on_device = int(free * probe.SHARE)
+    elif on_device > free:
+        _log.warning("BERTH_MEMORY_LIMIT is %d bytes, and the device has no more than %d free now", on_device, free)
     in_ram = settings.host_memory_limit
     return {Tier.DEVICE: on_device, Tier.HOST: int(probe.free_ram_bytes() * _HOST_SHARE) if in_ram is None else in_ram}
 

@@ -151,7 +151,7 @@ class Residence:
 
     def _book(self, model: Model, up: Up) -> None:
         """Reserved becomes used, by measured bytes."""
-        nbytes, limit = sum(segment.bytes for segment in up.segments), self._ledger.figures(Tier.DEVICE).limit
+        nbytes, limit = sum(segment.bytes for segment in up.segments), self._ledger.account(Tier.DEVICE).limit
         if nbytes > limit:
             raise LargerThanTier(
                 f"model {model.name!r} takes {nbytes} bytes when loaded and the limit is {limit}; it can never "

@@ -90,6 +90,7 @@ class Keeper:
         if not over or (self._policy != "platform" and plan.fits(self.ledger, Tier.DEVICE, name)):
             return
         why = "BERTH_EVICTION=platform forbids sinking others" if self._policy == "platform" else "others are pinned"
+        why = plan.short_machine(self.ledger.account(Tier.DEVICE)) or why
         raise NoRoom(
             f"model {name!r} turned out to take {self.ledger.bytes(name)} bytes when it was loaded, {over} more than "
             f"there is room for, and {why}; unload a model or raise BERTH_MEMORY_LIMIT"

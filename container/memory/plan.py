@@ -108,10 +108,14 @@ def make_room(
     if victims is not None:
         demotes: list[Step] = [Demote(victim, tier, _below(ledger, victim, tier)) for victim in victims]
         return [*demotes, Reserve(name, tier, _missing_after(ledger, account, victims, segments))] if name else demotes
-    why = "the rest is held by pinned models"
-    if sums.limit < account.limit:
-        why = f"others on this machine leave no more than {_size(sums.limit)} to all models"
+    why = short_machine(account) or "the rest is held by pinned models"
     raise NoRoom(_no_room(name, missing, sums.free, tier, why))
+
+
+def short_machine(account: Account) -> str:
+    """Return how much less the machine itself has for models than the limit says; "" if it has no less."""
+    limit = account.figures().limit
+    return f"others on this machine leave no more than {_size(limit)} to all models" if limit < account.limit else ""
 
 
 def check_size(ledger: Ledger, tier: Tier, name: str) -> None:
