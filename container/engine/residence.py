@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 
 from container import log
@@ -189,7 +190,11 @@ class Residence:
         """Let ``model`` share what it has in common with others, off the path."""
         task = asyncio.get_running_loop().create_task(self._share(model))
         self._joining[model.name] = task
-        task.add_done_callback(lambda done: self._joining.pop(model.name, None))
+        task.add_done_callback(functools.partial(self._forget_join, model.name))
+
+    def _forget_join(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._joining.get(name) is task:  # the name may have come up anew while this one was in line
+            del self._joining[name]
 
     async def _share(self, model: Model) -> None:
         assert model.runner is not None

@@ -12,7 +12,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -170,7 +170,7 @@ class LaneRunner(OnLanes):
         self._device = device
         self._known = known
         self._opened: dict[str, _Open] = {}
-        self._joining: asyncio.Future[list[str]] | None = None
+        self._joins: list[Future[list[str]]] = []
 
     def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
         """See Runner: exact, and less what others have already."""
@@ -223,8 +223,9 @@ class LaneRunner(OnLanes):
         """See Runner. One after the other, on a thread of its own."""
         if self._known.is_whole(name):
             return {}
-        self._joining = asyncio.get_running_loop().run_in_executor(self._sharer, self._known.join, name)
-        changed = await self._joining
+        joining = self._sharer.submit(self._known.join, name)
+        self._joins = [*(one for one in self._joins if not one.done()), joining]
+        changed = await asyncio.wrap_future(joining)
         # Asked now, on the loop: what was put down meanwhile has none.
         found = {one: segments for one in changed if (segments := self._known.segments(one))}
         return {one: segments + self.tokenizers.segments(one) for one, segments in found.items()}
@@ -247,9 +248,10 @@ class LaneRunner(OnLanes):
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._closer, work))
 
     async def settle(self) -> None:
-        """Wait for the comparing that runs: it may hold tensors of a model that is closed."""
-        if self._joining is not None:
-            await asyncio.wait([self._joining])
+        """Wait for the comparing that runs: it may hold tensors of a closed model. Those that begin later do not."""
+        running = [asyncio.wrap_future(joining) for joining in self._joins if joining.running()]
+        if running:
+            await asyncio.wait(running)
 
     def _close(self, name: str, *, keep: bool) -> None:
         self.tokenizers.forget(name)

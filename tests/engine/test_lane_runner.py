@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import shutil
+import threading
 import tracemalloc
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -155,6 +156,41 @@ def test_two_copies_share_again_when_they_rise(tmp_path: Path) -> None:
             await stage.runner.put_down(name, keep=True)
         alone = Segment("a", sum(each.bytes for each in shared))
         assert stage.runner.again("a") == [alone, *words], "nobody is there"
+
+    on_stage(scenario)
+
+
+def test_unloading_waits_for_the_comparing_that_runs_and_not_for_those_in_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        for name in "abc":
+            await stage.load(name, tiny_bert(tmp_path / name, hidden=128))
+        ends, begun = {name: threading.Event() for name in "abc"}, []
+
+        def join(name: str) -> list[str]:
+            begun.append(name)
+            ends[name].wait()
+            return []
+
+        monkeypatch.setattr(stage.known, "is_whole", lambda name: False)
+        monkeypatch.setattr(stage.known, "join", join)
+        joins = [asyncio.ensure_future(stage.runner.join(name)) for name in "abc"]
+        while not begun:
+            await asyncio.sleep(0.001)
+        settled = asyncio.ensure_future(stage.runner.settle())
+        await asyncio.sleep(0.02)
+        assert not settled.done(), "a may hold tensors of what is unloaded"
+        ends["a"].set()
+        while len(begun) < 2:
+            await asyncio.sleep(0.001)
+        try:
+            await asyncio.wait_for(settled, 5)
+        finally:
+            for end in ends.values():
+                end.set()
+            await asyncio.gather(*joins)
+        await stage.runner.settle()
 
     on_stage(scenario)
 
