@@ -1,4 +1,4 @@
-"""Threads for work that can wait: reading, loading, comparing, unmapping, building environments.
+"""Threads for work that can wait: loading, comparing, building environments.
 
 Batches go before it in two ways. Its threads have a lower priority, for else each takes a time slice (4 ms) from a
 batch that is on the same core; and what holds the interpreter's lock for long is begun when no batch runs

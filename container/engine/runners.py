@@ -19,7 +19,6 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from container import log
 from container.archive.manifest import Manifest
-from container.engine import background
 from container.errors import ServingError
 from container.handler import Context, Weights
 from container.memory.known import Known
@@ -165,8 +164,9 @@ class LaneRunner(OnLanes):
     ) -> None:
         super().__init__(dispatcher, loaders, room, tokenizers)
         self._sharer = sharer
-        self._closer = background.threads(1, "closer")  # never behind a load, and off the loop: unmapping takes a while
-        self._readers = ThreadPoolExecutor(READERS, "reader")  # they wait for the disk, and it for them
+        # Neither is nicer: who rises waits for the room that is given up, and for the disk, which waits for the reader.
+        self._closer = ThreadPoolExecutor(1, "closer")  # never behind a load, and off the loop: unmapping takes a while
+        self._readers = ThreadPoolExecutor(READERS, "reader")
         self._device = device
         self._known = known
         self._opened: dict[str, _Open] = {}
@@ -199,8 +199,7 @@ class LaneRunner(OnLanes):
         if there is None:
             there = self._opened[name] = _Open(await self._load(name, manifest), self.tokenizers.of(name))
         if self._known.reads_ahead(name):
-            parts = [functools.partial(self._known.read_ahead, name, part, READERS) for part in range(READERS)]
-            await asyncio.gather(*(self._on(self._readers, read) for read in parts))
+            await self._read_ahead(name)
         opened, batch = there.opened, manifest.settings.batch
         self._dispatcher.open(
             name,
@@ -213,6 +212,12 @@ class LaneRunner(OnLanes):
         )
         segments = self._known.segments(name) or [Segment(name, opened.bytes)]
         return Up(segments + self.tokenizers.segments(name), opened.times_ms, opening.example_of(opened.handler))
+
+    async def _read_ahead(self, name: str) -> None:
+        """Have the files of ``name`` read; by one thread where lanes want the cores, and other models rise, too."""
+        parts = 1 if self._dispatcher.computing else READERS
+        reads = [functools.partial(self._known.read_ahead, name, part, parts) for part in range(parts)]
+        await asyncio.gather(*(self._on(self._readers, read) for read in reads))
 
     async def _load(self, name: str, manifest: Manifest) -> opening.Opened:
         weights = functools.partial(self._known.open, name, manifest)

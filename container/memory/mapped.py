@@ -132,16 +132,19 @@ class MappedFile:
     def read_ahead(self, part: int = 0, parts: int = 1) -> None:
         """Have the file read, as fast as it comes, and mapped; a batch would fetch it piece by piece, waiting.
 
-        part: which of ``parts`` this is, for several threads that read it together. What the page cache has, and what
-        cannot be read (an older kernel, a file that was cut), is left to whoever touches it.
+        part: which of ``parts`` this is, for several threads that read it together. A part that the page cache has
+        whole, and what cannot be read (an older kernel, a file that was cut), is left to whoever touches it.
         """
         held = self._hold()
         if held is None or self._covered:
             return
         with contextlib.suppress(OSError), self._path.open("rb", buffering=0) as file:
-            for start, size in islice(self._pieces(), part, None, parts):
-                cached = all(_is_cached(file.fileno(), start - self._start + at) for at in (0, size - 1))
-                if not cached and _libc.madvise(start, size, _MADV_POPULATE_READ):
+            pieces = list(islice(self._pieces(), part, None, parts))
+            ends = (start - self._start + at for start, size in pieces for at in (0, size - 1))
+            if all(_is_cached(file.fileno(), end) for end in ends):
+                return
+            for start, size in pieces:  # those that are cached, too: under a limit they would go before they are used
+                if _libc.madvise(start, size, _MADV_POPULATE_READ):
                     return
 
     def cover(self) -> bool:

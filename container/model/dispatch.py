@@ -122,6 +122,11 @@ class Dispatcher:
         """See Lanes."""
         self._lanes.await_lull()
 
+    @property
+    def computing(self) -> bool:
+        """Whether any lane is at work."""
+        return self._lanes.busy > 0
+
     def busy(self, name: str) -> bool:
         """Return whether anything of ``name`` waits or runs."""
         station = self._stations.get(name)
