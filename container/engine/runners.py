@@ -214,7 +214,7 @@ class LaneRunner(OnLanes):
         return Up(segments + self.tokenizers.segments(name), opened.times_ms, opening.example_of(opened.handler))
 
     async def _read_ahead(self, name: str) -> None:
-        """Have the files of ``name`` read; by one thread where lanes want the cores, and other models rise, too."""
+        """Have the files of ``name`` read: by several threads, or by one where lanes need the cores."""
         parts = 1 if self._dispatcher.computing else READERS
         reads = [functools.partial(self._known.read_ahead, name, part, parts) for part in range(parts)]
         await asyncio.gather(*(self._on(self._readers, read) for read in reads))

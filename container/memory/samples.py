@@ -40,13 +40,14 @@ def samples(tensors: Iterable[torch.Tensor], nbytes: int) -> Iterator[bytes]:
 
     tensors: contiguous, on the CPU.
     """
-    storages: dict[int, _Rows] = {}
+    storages: dict[tuple[int, int], _Rows] = {}
     places: list[tuple[_Rows, list[slice]]] = []
     for tensor in tensors:
         storage, size = tensor.untyped_storage(), tensor.nbytes
-        base = storage.data_ptr()
-        rows = storages.get(base) or storages.setdefault(base, _Rows(storage, nbytes))
-        first, last = tensor.data_ptr() - base, max(0, size - nbytes)
+        key = (storage.data_ptr(), storage.nbytes())
+        if key not in storages:
+            storages[key] = _Rows(storage, nbytes)
+        rows, first, last = storages[key], tensor.data_ptr() - storage.data_ptr(), max(0, size - nbytes)
         starts = sorted({0, last // 2, last}) if size else []
         places.append((rows, [rows.add(first + start, min(nbytes, size - start)) for start in starts]))
     fetched = {rows: rows.fetch() for rows in storages.values()}

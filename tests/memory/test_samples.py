@@ -28,6 +28,15 @@ def test_samples_are_those_of_each_tensor_by_itself_wherever_it_lies(data: st.Da
     assert list(samples(tensors, WIDTH)) == [one_by_one(tensor) for tensor in tensors]
 
 
+def test_storages_that_begin_at_the_same_byte_are_told_apart() -> None:
+    """The shorter one first: of it the longer one's end cannot be fetched."""
+    long = torch.arange(10 * WIDTH, dtype=torch.uint8)
+    short = torch.frombuffer(long.numpy().data, dtype=torch.uint8, count=2 * WIDTH)
+    alike = [short, torch.frombuffer(long.numpy().data, dtype=torch.uint8)]
+    assert [tensor.data_ptr() for tensor in alike] == [long.data_ptr()] * 2
+    assert list(samples(alike, WIDTH)) == [one_by_one(tensor) for tensor in alike]
+
+
 def test_scalars_and_numbers_of_any_size_are_sampled_as_bytes() -> None:
     tensors = [torch.tensor(7), torch.ones((3, 5), dtype=torch.bfloat16), torch.zeros((0, 4)), torch.tensor([True])]
     assert [len(sample) for sample in samples(tensors, WIDTH)] == [8, 3 * WIDTH, 0, 1]

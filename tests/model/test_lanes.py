@@ -32,10 +32,18 @@ def waiting(lanes: Lanes) -> asyncio.Future[None]:
     return asyncio.get_running_loop().run_in_executor(None, lanes.await_lull)
 
 
-def test_what_can_wait_begins_at_once_when_no_lane_computes() -> None:
+def test_what_can_wait_begins_at_once_when_no_lane_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("container.model.lanes.LULL_S", FOREVER_S)
+
     async def main() -> None:
-        lanes = Lanes(2)
-        await asyncio.wait_for(waiting(lanes), FOREVER_S)
+        lanes, held = Lanes(2), Held(expected_s=FOREVER_S)
+        held.go.set()
+        lanes.start(held.job)
+        while lanes.busy:
+            await asyncio.sleep(0.001)
+        begun = waiting(lanes)
+        await asyncio.wait_for(begun, FOREVER_S / 2)
+        assert begun.done() and lanes.busy == 0
         lanes.close()
 
     asyncio.run(main())
