@@ -242,7 +242,7 @@ def from_disk(stage: Stage, report: Report) -> None:
         forget_cached(path)
         ours.append(nbytes / timed(_open_and_lift, stage, "disk") / 1e9)
         stage.blocks.close("disk")
-        theirs.append(max(raw_read(path, readers) for readers in (1, 4, 8, 16)) / 1e9)
+        theirs.append(max(raw_read([path], readers) for readers in (1, 4, 8, 16)) / 1e9)
         forget_cached(path)
         stock.append(nbytes / timed(stock_load, stage, path) / 1e9)
     report.samples["disk"] = {"ours": ours, "raw": theirs, "safetensors": stock}

@@ -1,7 +1,8 @@
 """A working set of twice the memory, called evenly: bytes that rise a second, over what the way up can carry.
 
     RAM          the server runs in a control group that has memory for four of the eight models, so that the page cache
-                 cannot hold the others; the limit is the best raw read of the same files, just before and just after
+                 cannot hold the others; the limit is a raw read of the same files for as long, just before and just
+                 after, by as many threads as do it fastest
     simulated    a device of its own beside RAM (BERTH_DEVICE=sim), whose bandwidth is the limit
 
 Counted are the weights of the models that rose, or what the disk was really read for them if that is less: of a mapped
@@ -17,7 +18,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ ROOM, LIMIT = 4.05, 4.1
 _WARMUP_S = 1.0
 #: The load goes on for so long after the counted seconds, so that they can end with a rise.
 _TAIL_S = 2.0
-_READERS = (1, 2, 4, 2, 4)
+_READERS = (2, 4)
 
 
 class _Taken(NamedTuple):
@@ -65,10 +65,10 @@ def run(options: Options) -> Report:
     room = str(int(ROOM * size))
     seconds = max(options.seconds, 3.0)
     with group("berth-bench") as made, Berth({"BERTH_MEMORY_LIMIT": room}, made) as server:
-        files = cycle(_load(server, folders))
+        files = _load(server, folders)
         with _limited(server, folders, made, int(LIMIT * size)):
             taken = between(
-                lambda: max(raw_read(next(files), readers) for readers in _READERS),
+                lambda: max(raw_read(files, readers, seconds) for readers in _READERS),
                 {"RAM": lambda: _measure(server, seconds)},
                 options.rounds,
             )["RAM"]
