@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import struct
 import zipfile
 from pathlib import Path
@@ -102,6 +104,22 @@ def vast_bert(folder: Path, nbytes: int = 1 << 30) -> None:
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text + data)
         out.truncate(8 + len(text) + end)
+
+
+def anonymous_bytes() -> int:
+    """How much memory this process has that is no file's."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) << 10
+
+
+def cached(file: Path) -> list[bool]:
+    """Whether the page cache has the file, a MiB at a time; looking brings nothing."""
+    size = file.stat().st_size
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), size, mmap.MAP_PRIVATE) as mapped:
+        start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        found = (ctypes.c_ubyte * (-(-size // mmap.PAGESIZE)))()
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(start), ctypes.c_size_t(size), found) == 0
+        return [bool(found[at // mmap.PAGESIZE] & 1) for at in range(0, size, 1 << 20)]
 
 
 def resident_bytes(path: Path) -> int:

@@ -52,10 +52,10 @@ def free(known: Known, ledger: Ledger) -> dict[Tier, Callable[[], int]]:
     """Return what asks a machine without a device how much more models could take.
 
     Mapped files count as free there, and are taken if the ledger has booked them: one that is only being looked at,
-    and may be refused, takes nothing from the others.
+    and may be refused, takes nothing from the others. Memory that lies ready for who comes up is there for models.
     """
     booked = ledger.account(Tier.DEVICE).has
-    return {Tier.DEVICE: lambda: probe.free_ram_bytes() - known.mapped_bytes(booked)}
+    return {Tier.DEVICE: lambda: probe.free_ram_bytes() + known.spare_bytes - known.mapped_bytes(booked)}
 
 
 def free_under(device: Device, blocks: Blocks) -> dict[Tier, Callable[[], int]]:

@@ -32,7 +32,7 @@ from container.engine.loading import Loading
 from container.engine.models import SINGLE, Registry
 from container.engine.quarantine import Quarantine
 from container.engine.residence import Residence
-from container.engine.runners import LaneRunner, Runner
+from container.engine.runners import LaneRunner, OnLanes, Runner
 from container.engine.tier_runner import TierRunner
 from container.engine.tiered import TieredResidence
 from container.errors import ServingError
@@ -126,14 +126,14 @@ class Parts:
         dispatcher = Dispatcher(Lanes(count, _tune if compute == "cpu" else None, slots))
         marks = plan.Marks(*settings.water_marks) if settings.water_marks is not None else None
         self.keeper = Keeper(Ledger(limits), self._sink, settings.eviction, marks)
-        lanes: Runner
+        lanes: OnLanes
         tokenizers = Tokenizers(share=settings.sharing)
         loans = Loans(self.keeper, lambda: self.residence.trim())
         if device is None:
             known = Known(self.device, allow_pickle=settings.allow_pickle, share=settings.sharing)
             sharer = background.threads(1, "sharer")
             lanes = LaneRunner(dispatcher, loaders, sharer, self.device, known, loans.room, tokenizers)
-            self.residence = Residence(self.models, self.keeper)
+            self.residence = Residence(self.models, self.keeper, lanes)
             self.keeper.give_way = tokenizers.give_way
             free = devices.free(known, self.keeper.ledger)
         else:

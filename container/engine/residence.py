@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from container import log
 from container.engine.lifecycle import Life, Residency
 from container.engine.models import Model, Registry
-from container.engine.runners import Up
+from container.engine.runners import OnLanes, Up
 from container.errors import LargerThanTier, NeedsOwnProcess, OutOfMemory
 from container.memory.keeper import Keeper
 from container.memory.ledger import Tier
@@ -18,11 +18,12 @@ _log = log.get(__name__)
 
 
 class Residence:
-    """Moves models between the disk and the device."""
+    """Moves models between the disk and the device. lanes: runs those that others may be given the memory of."""
 
-    def __init__(self, models: Registry, keeper: Keeper) -> None:
+    def __init__(self, models: Registry, keeper: Keeper, lanes: OnLanes) -> None:
         self._models = models
         self._keeper = keeper
+        self._lanes = lanes
         self._ledger = keeper.ledger
         self._joining: dict[str, asyncio.Task[None]] = {}
         self._moving: set[str] = set()
@@ -101,10 +102,13 @@ class Residence:
 
     async def make_room(self, model: Model) -> int:
         """Sink every idle model, because an allocation of ``model`` failed; return how many sank."""
-        return await self._keeper.sink_idle(model.name)
+        sank = await self._keeper.sink_idle(model.name)
+        await self.trim()
+        return sank
 
     async def trim(self) -> None:
-        """Give memory of the device that sunk models left back to whoever allocates: nothing to do where it is RAM."""
+        """Give memory that sunk models left back to the system, or the driver, for whoever allocates."""
+        await self._lanes.trim()
 
     def lost(self, model: Model) -> None:
         """The process that held the bytes of ``model`` died, and they went with it."""
@@ -139,6 +143,8 @@ class Residence:
         """Reserve, bring up, book."""
         await self._keeper.reserve(model.name, deadline_s)
         model.reside("rise")
+        if not isinstance(model.runner, OnLanes):
+            await self.trim()
         await self._bring_up(model)
 
     async def _bring_up(self, model: Model) -> None:

@@ -121,6 +121,10 @@ class OnLanes:
             await asyncio.wait([task])
             raise
 
+    async def trim(self) -> None:
+        """Give memory that sunk models left, and nobody uses, to whoever allocates or lives in another process."""
+        raise NotImplementedError
+
     def _open_here(
         self, name: str, manifest: Manifest, device: str, weights: Callable[[Path], Weights]
     ) -> opening.Opened:
@@ -198,8 +202,7 @@ class LaneRunner(OnLanes):
         there = self._opened.get(name)
         if there is None:
             there = self._opened[name] = _Open(await self._load(name, manifest), self.tokenizers.of(name))
-        if self._known.reads_ahead(name):
-            await self._read_ahead(name)
+        await self._read_ahead(name)
         opened, batch = there.opened, manifest.settings.batch
         self._dispatcher.open(
             name,
@@ -214,10 +217,12 @@ class LaneRunner(OnLanes):
         return Up(segments + self.tokenizers.segments(name), opened.times_ms, opening.example_of(opened.handler))
 
     async def _read_ahead(self, name: str) -> None:
-        """Have the files of ``name`` read: by several threads, or by one where lanes need the cores."""
-        parts = 1 if self._dispatcher.computing else READERS
-        reads = [functools.partial(self._known.read_ahead, name, part, parts) for part in range(parts)]
+        reads = self._known.reads(name, READERS, busy=self._dispatcher.computing)
         await asyncio.gather(*(self._on(self._readers, read) for read in reads))
+
+    async def trim(self) -> None:
+        """See OnLanes."""
+        await self._on(self._closer, self._known.trim)
 
     async def _load(self, name: str, manifest: Manifest) -> opening.Opened:
         weights = functools.partial(self._known.open, name, manifest)

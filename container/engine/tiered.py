@@ -33,7 +33,7 @@ class TieredResidence(Residence):
     """Moves models between the disk, RAM and the device; ``tiers`` runs those that have all three."""
 
     def __init__(self, models: Registry, keeper: Keeper, tiers: TierRunner) -> None:
-        super().__init__(models, keeper)
+        super().__init__(models, keeper, tiers)
         self._tiers = tiers
 
     async def sink(self, name: str, tier: Tier = Tier.DEVICE) -> int:
@@ -60,16 +60,6 @@ class TieredResidence(Residence):
             freed += await self.sink(name, Tier.HOST)
         return freed
 
-    async def make_room(self, model: Model) -> int:
-        """See Residence; what sank is given back to the driver, for allocations that are not of blocks."""
-        sank = await super().make_room(model)
-        await self.trim()
-        return sank
-
-    async def trim(self) -> None:
-        """See Residence."""
-        await self._tiers.trim()
-
     async def _forget_copy(self, model: Model) -> int:
         """Give up the copy in RAM. A model that is on the device stays there, and sinks to the disk next time."""
         self._ledger.demote(model.name, Tier.HOST)
@@ -85,7 +75,6 @@ class TieredResidence(Residence):
 
     async def _ascend(self, model: Model, deadline_s: float) -> None:
         if model.runner is not self._tiers:
-            await self.trim()
             await super()._ascend(model, deadline_s)
             return
         plan.check_size(self._ledger, Tier.DEVICE, model.name)

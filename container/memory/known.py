@@ -12,15 +12,19 @@ Does not cover: the ledger (the engine's loop writes what is returned here), whe
 
 from __future__ import annotations
 
+import functools
+import itertools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from container.archive.manifest import Manifest
 from container.errors import BadArchive
-from container.memory import sharing, sizes
+from container.memory import probe, sharing, sizes
 from container.memory.ledger import Segment
 from container.memory.mapped import WeightsChanged
+from container.memory.pieces import Pieces
 from container.memory.weights import CHANGED_QUIET_S, QUIET_S, WeightMap, open_weights
 
 #: Smaller files the kernel brings at the first touch.
@@ -29,19 +33,42 @@ AHEAD_BYTES = 8 << 20
 
 @dataclass(slots=True)
 class _Held:
-    """One model's open map. expected_bytes: what it will have for itself once joined; None = it has joined."""
+    """One model's open map. expected_bytes: what it will have for itself once joined; None = it has joined.
+
+    past: it comes up, and the page cache would have no room for it beside the others once it has sunk.
+    """
 
     weights: WeightMap
     folder: Path
     salt: str
     expected_bytes: int | None = None
+    past: bool = False
+
+    @property
+    def ahead_bytes(self) -> int:
+        """What fetching page by page would keep a batch waiting for; 0 if that is little, or the lesser part."""
+        nbytes = self.weights.mapped_bytes
+        return nbytes if nbytes >= max(AHEAD_BYTES, self.weights.bytes // 2) else 0
+
+    @property
+    def is_copy(self) -> bool:
+        """Will the lesser part of it stay once it has joined? Then it is only passing through memory."""
+        return self.expected_bytes is not None and self.expected_bytes < self.weights.bytes // 2
 
 
 class Known:
-    """All open maps of one device. Each name has one caller at a time; different names may come from any thread."""
+    """All open maps of one device. Each name has one caller at a time; different names may come from any thread.
 
-    def __init__(self, device: str, *, allow_pickle: bool, share: bool) -> None:
+    free: the bytes of RAM that this process may still take, mapped files counted as free.
+    """
+
+    def __init__(
+        self, device: str, *, allow_pickle: bool, share: bool, free: Callable[[], int] = probe.free_ram_bytes
+    ) -> None:
         self._device = device
+        self._free = free
+        self._pieces = Pieces()
+        self._coming = threading.Lock()
         self._allow_pickle = allow_pickle
         self._sharing = sharing.Sharing() if share and device == "cpu" else None
         self._held: dict[str, _Held] = {}
@@ -77,6 +104,10 @@ class Known:
         """Find what ``name``, just opened, may share with others."""
         if self._sharing is not None:
             held.expected_bytes = self._sharing.meet(name, held.weights, held.salt)
+        nbytes = 0 if held.is_copy else held.ahead_bytes
+        held.past = nbytes > 0 and self._free() + self.spare_bytes - self.mapped_bytes(lambda _: True) < nbytes
+        if held.past:
+            self._expect()
 
     def again(self, name: str) -> bool:
         """Open the map that was put to ``rest``, for the same handler; False if it is not there, or its files are."""
@@ -90,22 +121,48 @@ class Known:
         self._meet(name, held)
         return True
 
-    def reads_ahead(self, name: str) -> bool:
-        """Whether ``name`` has so much left in its files that fetching it page by page would keep a batch waiting."""
-        held = self._held.get(name)
-        return held is not None and held.weights.mapped_bytes >= max(AHEAD_BYTES, held.weights.bytes // 2)
+    def reads(self, name: str, most: int, busy: bool) -> list[Callable[[], None]]:
+        """Return what has the files of ``name`` read, to be done at once on at most ``most`` threads; [] if little.
 
-    def read_ahead(self, name: str, part: int = 0, parts: int = 1) -> None:
-        """Have one of ``parts`` of the files of ``name`` read, on the caller's thread, as fast as they come."""
+        busy: the cores are wanted. Two threads fill the page cache no faster then than one, and others feel them.
+        """
         held = self._held.get(name)
-        if held is not None:
-            held.weights.read_ahead(part, parts)
+        if held is None or not held.ahead_bytes:
+            return []
+        parts = 1 if busy and not held.past else most
+        into = self._pieces if held.past else None
+        unread = itertools.count(parts - 1, -1)
+
+        def read(part: int) -> None:
+            held.weights.read_ahead(part, parts, into)
+            if next(unread) == 0:
+                self.has_come(name)
+
+        return [functools.partial(read, part) for part in range(parts)]
+
+    def has_come(self, name: str) -> None:
+        """Note that ``name`` was read, or does not come up after all: memory that was kept for it is free."""
+        held = self._held.get(name)
+        if held is not None and held.past:
+            held.past = False
+            self._expect()
+
+    def trim(self) -> None:
+        """Give up memory that lies ready for who comes up: somebody else needs it."""
+        self._pieces.trim()
+
+    def _expect(self) -> None:
+        """Let memory of who sinks be kept for those who come up, as much as they take."""
+        with self._coming:
+            coming = [held.weights.mapped_bytes for held in list(self._held.values()) if held.past]
+            self._pieces.expect(sum(coming))
 
     def rest(self, name: str) -> bool:
         """Let go of all memory of ``name``, but for what opens it ``again``; False if reading it anew is no slower."""
         held = self._held.get(name)
         if held is None or not held.weights.is_in_place:
             return False
+        self.has_come(name)
         held.weights.close()
         held.expected_bytes = None
         return True
@@ -140,6 +197,11 @@ class Known:
         held = self._held.get(name)
         return held.weights.bytes if held is not None and held.weights.is_open else 0
 
+    @property
+    def spare_bytes(self) -> int:
+        """The bytes that lie ready for who comes up, and count as taken to the machine."""
+        return self._pieces.spare_bytes
+
     def mapped_bytes(self, counts: Callable[[str], bool]) -> int:
         """Return the bytes of the models that ``counts`` and that are served from their files; from any thread."""
         return sum(held.weights.mapped_bytes for name, held in list(self._held.items()) if counts(name))
@@ -158,6 +220,7 @@ class Known:
 
     def close(self, name: str) -> None:
         """Let go of everything of ``name``; nothing happens if it is not open."""
+        self.has_come(name)
         held = self._held.pop(name, None)
         if held is not None:
             held.weights.close()

@@ -12,7 +12,6 @@ Does not cover: reads that hold the interpreter's lock (there are none of mapped
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import signal
@@ -28,6 +27,9 @@ from pathlib import Path
 import torch
 
 from container import log
+from container.memory import pages
+from container.memory.mapping import FileMapping
+from container.memory.pieces import Pieces
 
 _log = log.get(__name__)
 
@@ -38,15 +40,8 @@ GONE: Identity = (0, 0, 0, 0)
 #: Models whose files are known to be equal to something shared.
 REMEMBERED = 4096
 
-_MAP_FIXED = 0x10
-#: Since Linux 5.4 and 5.14; not in Python's mmap.
-_MADV_COLD, _MADV_POPULATE_READ = 20, 22
-#: What is asked for at a time: the kernel holds the process's memory map meanwhile, and others may want to change it.
-_PIECE_BYTES = 8 << 20
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+#: The page cache is asked for a byte in so many: taking samples (``memory/sharing``) brings 2 MiB here and there.
+_LOOK_BYTES = 1 << 20
 #: After a file was covered, signals on their way for it may still come; one that comes later has another cause.
 _LATE_S = 1.0
 _QUIET_AT_MOST_S = 2.0
@@ -62,9 +57,12 @@ class WeightsChanged(Exception):
 def identity(path: Path) -> Identity:
     """Return what tells a file from what it was; GONE if it is not there."""
     try:
-        stat = path.stat()
+        return _identity(path.stat())
     except FileNotFoundError:
         return GONE
+
+
+def _identity(stat: os.stat_result) -> Identity:
     return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
@@ -106,84 +104,138 @@ def wait_until_quiet(files: Sequence[Path], quiet_s: float) -> None:
 
 
 class MappedFile:
-    """``storages`` lie in one mapping of ``path``, which was ``opened_as``.
+    """``holders`` lie in one mapping of ``path``, which was ``opened_as``: our own, or storages of torch.
 
     It does not keep them, they keep it: whoever still reads a tensor of a map that was closed is covered for. in_full:
     most of the file is going to be read.
     """
 
     def __init__(
-        self, path: Path, opened_as: Identity, storages: Iterable[torch.UntypedStorage], *, in_full: bool = True
+        self,
+        path: Path,
+        opened_as: Identity,
+        holders: Iterable[FileMapping | torch.UntypedStorage],
+        *,
+        in_full: bool = True,
     ) -> None:
         self._path = path
         self._opened_as = opened_as
         self._covered = False
-        there = [storage for storage in storages if storage.nbytes()]
-        self._storages = [weakref.ref(storage) for storage in there]
-        self._start = min((storage.data_ptr() for storage in there), default=0) & -mmap.PAGESIZE
-        self._size = max((storage.data_ptr() + storage.nbytes() for storage in there), default=0) - self._start
-        for storage in there:
-            vars(storage)["mapped_file"] = self
+        there = {holder: extent for holder in holders if (extent := _extent(holder))[1]}
+        self._holders = [weakref.ref(holder) for holder in there]
+        self._start = min((start for start, _ in there.values()), default=0) & -mmap.PAGESIZE
+        self._size = max((start + size for start, size in there.values()), default=0) - self._start
+        for holder in there:
+            vars(holder)["mapped_file"] = self
         if there and in_full:  # read and mapped in pieces of 2 MiB, where the file system can: a fifth of the work
-            _libc.madvise(self._start, self._size, mmap.MADV_HUGEPAGE)
+            pages.advise(self._start, self._size, mmap.MADV_HUGEPAGE)
         with _lock:
             _all.add(self)
 
-    def read_ahead(self, part: int = 0, parts: int = 1) -> None:
+    @property
+    def laid_bytes(self) -> int:
+        """What of it lies in memory of its own, read past the page cache."""
+        held = self._hold()
+        return held.laid_bytes if isinstance(held, FileMapping) else 0
+
+    def read_ahead(self, part: int = 0, parts: int = 1, into: Pieces | None = None) -> None:
         """Have the file read, as fast as it comes, and mapped; a batch would fetch it piece by piece, waiting.
 
-        part: which of ``parts`` this is, for several threads that read it together. A part that the page cache has
-        whole, and what cannot be read (an older kernel, a file that was cut), is left to whoever touches it.
+        part: which of ``parts`` this is, for several threads that read it together. into: memory to read it to past
+        the page cache, where that can be. A part that the page cache has whole, and what cannot be read (an older
+        kernel, a file that was cut), is left to whoever touches it.
         """
         held = self._hold()
         if held is None or self._covered:
             return
+        todo = list(islice(self._pieces(), part, None, parts))
         with contextlib.suppress(OSError), self._path.open("rb", buffering=0) as file:
-            pieces = list(islice(self._pieces(), part, None, parts))
-            ends = (start - self._start + at for start, size in pieces for at in (0, size - 1))
-            if all(_is_cached(file.fileno(), end) for end in ends):
+            if all(_is_cached(file.fileno(), start - self._start, size) for start, size in todo):
                 return
-            for start, size in pieces:  # those that are cached, too: under a limit they would go before they are used
-                if _libc.madvise(start, size, _MADV_POPULATE_READ):
-                    return
+        if into is not None and isinstance(held, FileMapping):
+            with contextlib.suppress(OSError, MemoryError):
+                self._read_past(held, [start for start, _ in todo], into)
+            todo = [(start, size) for start, size in todo if not held.has_laid(start)]
+        for start, size in todo:  # those that are cached, too: under a limit they would go before they are used
+            if not pages.advise(start, size, pages.POPULATE_READ):
+                return
+
+    def _read_past(self, mapping: FileMapping, starts: list[int], into: Pieces) -> None:
+        """Read pieces of the file into memory of their own. Raises OSError, MemoryError."""
+        with self._opened(os.O_DIRECT) as descriptor:
+            for start in starts:
+                mapping.fetch(descriptor, start, into)
+
+    def give_back(self) -> None:
+        """Serve from the page cache what was read past it; the kernel can take that, where copies are to be made."""
+        held = self._hold()
+        if isinstance(held, FileMapping) and held.laid_bytes:
+            with contextlib.suppress(OSError, MemoryError), self._opened() as descriptor:
+                held.restore(descriptor)
+
+    @contextlib.contextmanager
+    def _opened(self, flags: int = 0) -> Iterator[int]:
+        """Open the file that is mapped. Raises OSError, also if there is another in its place."""
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | flags)
+        try:
+            if _identity(os.fstat(descriptor)) != self._opened_as:
+                raise OSError(f"{self._path.name} was changed")
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def cover(self) -> bool:
         """If the file was changed, put zeros where it is mapped; return whether that was done just now."""
         held = self._hold()
         if held is None or self._covered or identity(self._path) == self._opened_as:
             return False
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
-        covered = _libc.mmap(self._start, self._size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
-        self._covered = covered == self._start
-        return self._covered
+        try:
+            if isinstance(held, FileMapping):
+                held.blank()
+            else:
+                pages.map_anonymous(self._size, at=self._start)
+        except MemoryError:
+            return False
+        self._covered = True
+        return True
 
     def forget_pages(self) -> None:
         """Unmap every page that was read, for nobody will read on; what reads nevertheless finds the file's bytes.
 
         Letting go of the last tensor would do it under the interpreter's lock: 10 ms for a BERT that all models feel.
+        What lies in memory of its own is there until then; it goes in huge pages, or stays for others.
         """
         held = self._hold()
-        if held is not None and not self._covered:
+        if held is None or self._covered:
+            return
+        for start, size in self._pieces():
+            if isinstance(held, FileMapping) and held.has_laid(start):
+                continue
             # Under a limit its pages in the page cache are to go before those of models that are up, though these may
             # have been used less often: they would be read again under the next batch.
-            for start, size in self._pieces():
-                _libc.madvise(start, size, _MADV_COLD)
-                _libc.madvise(start, size, mmap.MADV_DONTNEED)
+            pages.advise(start, size, pages.COLD)
+            pages.advise(start, size, mmap.MADV_DONTNEED)
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         """Yield address and size of the mapping, a piece at a time."""
-        for at in range(0, self._size, _PIECE_BYTES):
-            yield self._start + at, min(_PIECE_BYTES, self._size - at)
+        for at in range(0, self._size, pages.PIECE_BYTES):
+            yield self._start + at, min(pages.PIECE_BYTES, self._size - at)
 
-    def _hold(self) -> torch.UntypedStorage | None:
+    def _hold(self) -> FileMapping | torch.UntypedStorage | None:
         """Return what keeps the mapping where it is meanwhile; None if it is gone: others may have its addresses."""
-        return next((held for storage in self._storages if (held := storage()) is not None), None)
+        return next((held for holder in self._holders if (held := holder()) is not None), None)
 
 
-def _is_cached(descriptor: int, offset: int) -> bool:
-    """Whether the page cache has the byte at ``offset``; False where the file system does not tell."""
+def _extent(holder: FileMapping | torch.UntypedStorage) -> tuple[int, int]:
+    """Return the address and bytes of ``holder``."""
+    return (holder.start, holder.size) if isinstance(holder, FileMapping) else (holder.data_ptr(), holder.nbytes())
+
+
+def _is_cached(descriptor: int, start: int, size: int) -> bool:
+    """Whether the page cache has that part of a file; False where the file system does not tell."""
+    places = (*range(start, start + size, _LOOK_BYTES), start + size - 1)
     try:
-        return os.preadv(descriptor, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
+        return all(os.preadv(descriptor, [bytearray(1)], place, os.RWF_NOWAIT) == 1 for place in places)
     except OSError:
         return False
 

@@ -111,6 +111,8 @@ class _Joining:
 
     def finish(self) -> bool:
         """Let the map serve what was bound; False if nothing was, or the map was closed meanwhile."""
+        if self.blocks:
+            self.weights.give_back()  # what is left stays in the file, not in memory that holds the rest, too
         bound = self.blocks[0].served(self.bound) if len(self.blocks) == 1 else self.bound
         return bool(self.blocks) and self.weights.rebind(bound, self.blocks)
 
@@ -240,6 +242,7 @@ class Sharing:
         found = joining.equal({print_: theirs[name] for name, print_ in member.prints.items() if name in theirs})
         if not found:
             return False
+        weights.give_back()  # while there are two of each
         try:
             block = Block(f"shared:{self._made + 1}", {joining.prints[name]: tensor for name, tensor in found.items()})
         except OSError as error:

@@ -6,14 +6,15 @@ Does not cover: dtype and device that they are served in, how long a mapping sta
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
 from container.errors import BadArchive
 from container.memory.mapped import MappedFile, WeightsChanged, identity
+from container.memory.mapping import FileMapping
 from container.memory.sizes import ITEM_BYTES, Checkpoint, Header, TensorInfo, read_header
 from container.nets import pickles
 
@@ -46,24 +47,25 @@ class Stored(NamedTuple):
     """
 
     tensors: dict[str, torch.Tensor]
-    mapped: list[torch.UntypedStorage]
+    mapped: Sequence[FileMapping | torch.UntypedStorage]
 
 
 def map_file(path: Path, infos: Header, *, only_mapped: bool = False) -> Stored:
     """Return views on a private mapping of ``path``, whose header is ``infos``.
 
-    The mapping is torch's: no descriptor, gone with its last view. only_mapped: leave out what has to be copied.
+    The mapping has no descriptor, and is gone with its last view. only_mapped: leave out what has to be copied.
     Raises MemoryError, WeightsChanged.
     """
     size = max((info.stop for info in infos.values()), default=0)
     if size == 0:
         return Stored({}, [])
     try:
-        storage = cast(torch.UntypedStorage, torch.UntypedStorage.from_file(str(path), False, size))
-    except RuntimeError as error:  # shorter than its header said a moment ago, or gone
-        if "allocate memory" in str(error):
-            raise MemoryError(f"no room in the address space for {path.name}") from error
+        mapping = FileMapping(path, size)
+    except MemoryError as error:
+        raise MemoryError(f"no room in the address space for {path.name}") from error
+    except (OSError, ValueError) as error:  # gone, or shorter than its header said a moment ago
         raise WeightsChanged(f"{path.name} changed while it was being opened") from error
+    storage = mapping.storage()
     whole = {dtype: _whole(storage, TORCH[dtype]) for dtype in {info.dtype for info in infos.values()}}
     views = {
         name: whole[info.dtype].as_strided(info.shape, infos.strides[name], info.start // ITEM_BYTES[info.dtype])
@@ -72,7 +74,7 @@ def map_file(path: Path, infos: Header, *, only_mapped: bool = False) -> Stored:
     }
     if not infos.is_aligned and not only_mapped:
         views = {name: views[name] if name in views else _copied(storage, info) for name, info in infos.items()}
-    return Stored(views, [storage])
+    return Stored(views, [mapping])
 
 
 def _copied(storage: torch.UntypedStorage, info: TensorInfo) -> torch.Tensor:

@@ -26,6 +26,7 @@ from container.errors import BadArchive
 from container.memory import sizes, stored
 from container.memory.mapped import Identity, MappedFile, WeightsChanged, identities, wait_until_quiet
 from container.memory.mapped import identity as _identity
+from container.memory.pieces import Pieces
 from container.memory.sizes import Checkpoint, Header, find_checkpoint, serving_dtype
 from container.memory.stored import STORED, TORCH
 from container.memory.tiers import pack
@@ -142,10 +143,15 @@ class WeightMap(Mapping[str, torch.Tensor]):
             for path, header in zip(self._checkpoint.files, known, strict=True)
         ]
 
-    def read_ahead(self, part: int = 0, parts: int = 1) -> None:
+    def read_ahead(self, part: int = 0, parts: int = 1, into: Pieces | None = None) -> None:
         """Have the files read now, on the caller's thread; see ``mapped.MappedFile``."""
         for file in list(self._files):
-            file.read_ahead(part, parts)
+            file.read_ahead(part, parts, into)
+
+    def give_back(self) -> None:
+        """Be served from the page cache where that was read past: copies of tensors are going to be made."""
+        for file in list(self._files):
+            file.give_back()
 
     def close(self) -> None:
         """Let go of every tensor and mapping; memory is back once nobody else holds a tensor."""
@@ -217,7 +223,9 @@ class WeightMap(Mapping[str, torch.Tensor]):
     @property
     def mapped_bytes(self) -> int:
         """What of ``own_bytes`` lies in the files, and counts as free memory to the machine."""
-        return self._own_bytes if self._mapped and self._tensors is not None else 0
+        if not self._mapped or self._tensors is None:
+            return 0
+        return max(0, self._own_bytes - sum(file.laid_bytes for file in list(self._files)))
 
     @property
     def shared(self) -> tuple[SharedPart, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from bench.disk import forget_cached
 from container.archive.describe import describe
 from container.archive.manifest import Manifest
 from container.engine.runners import LaneRunner
@@ -35,9 +36,9 @@ QUESTION = Payload(b'{"inputs": "a b c"}')
 class Stage:
     """A runner with everything real under it."""
 
-    def __init__(self) -> None:
+    def __init__(self, free: int = 1 << 40) -> None:
         self.lanes = Lanes(1)
-        self.known = Known("cpu", allow_pickle=False, share=True)
+        self.known = Known("cpu", allow_pickle=False, share=True, free=lambda: free)
         threads = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.words = Tokenizers(share=True)
         self.runner = LaneRunner(Dispatcher(self.lanes), *threads, "cpu", self.known, lambda name: 1 << 30, self.words)
@@ -57,9 +58,9 @@ class Stage:
         return vector
 
 
-def on_stage(scenario: Callable[[Stage], Awaitable[None]]) -> None:
+def on_stage(scenario: Callable[[Stage], Awaitable[None]], free: int = 1 << 40) -> None:
     async def main() -> None:
-        stage = Stage()
+        stage = Stage(free)
         await asyncio.wait_for(scenario(stage), 60)
         stage.lanes.close()
 
@@ -97,6 +98,28 @@ def test_a_model_that_rises_again_reads_nothing_but_its_weights(folder: Path) ->
                 path.rename(path.with_suffix(".txt" if path.stem == "vocab" else ".json"))
 
     on_stage(scenario)
+
+
+def test_models_that_take_turns_where_the_page_cache_has_no_room_answer_as_before(tmp_path: Path) -> None:
+    """Each is read into the memory that the other has just left."""
+    folders = {name: tiny_bert(tmp_path / name, seed, hidden=512) for seed, name in enumerate("ab")}
+
+    async def scenario(stage: Stage) -> None:
+        manifests = {name: await stage.load(name, folder) for name, folder in folders.items()}
+        right = {name: await stage.ask(name) for name in folders}
+        assert right["a"] != right["b"]
+        await stage.runner.put_down("a", keep=True)
+        for turn in range(10):
+            rises, sinks = ("a", "b") if turn % 2 == 0 else ("b", "a")
+            for file in folders[rises].glob("*.safetensors"):
+                forget_cached(file)
+            assert stage.runner.again(rises)
+            await stage.runner.put_down(sinks, keep=True)
+            await stage.runner.bring_up(rises, manifests[rises])
+            assert stage.known.spare_bytes == 0
+            assert await stage.ask(rises) == right[rises]
+
+    on_stage(scenario, free=0)
 
 
 def test_a_model_put_down_for_good_leaves_nothing(folder: Path) -> None:

@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from container.engine.main import Parts
 from container.errors import Failure, NoRoom
 from container.front.errors import status_of
-from container.memory import machine
+from container.memory import machine, mapping
 from container.memory.ledger import Tier
 from container.payload import Payload
 from container.wire import messages as m
@@ -56,13 +55,13 @@ def test_a_file_that_cannot_be_mapped_when_its_model_rises_again_is_507_and_no_f
     folder = old_bert(tmp_path)
 
     def refuse(*arguments: object) -> None:
-        raise RuntimeError("unable to mmap 4096 bytes from file <model.safetensors>: Cannot allocate memory (12)")
+        raise MemoryError("4096 bytes could not be mapped: Cannot allocate memory")
 
     async def scenario(parts: Parts) -> None:
         await parts.engine.load(m.Load(1, "bert", str(folder)))
         await parts.residence.sink("bert")
         with monkeypatch.context() as short:
-            short.setattr(torch.UntypedStorage, "from_file", refuse)
+            short.setattr(mapping, "map_file", refuse)
             for _ in range(2):
                 answer = await ask(parts, "bert")
                 assert isinstance(answer, m.Answer)

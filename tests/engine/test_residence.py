@@ -29,6 +29,6 @@ def test_what_turns_out_larger_than_the_machine_has_now_is_refused_for_good_only
     ledger.add("m", [Segment("m", 10)])
     ledger.reserve("m", Tier.DEVICE)
     ledger.set_cap(Tier.DEVICE, 50)
-    residence = Residence(Registry(), Keeper(ledger, nobody, "sink"))
+    residence = Residence(Registry(), Keeper(ledger, nobody, "sink"), lanes=None)  # type: ignore[arg-type] - nothing comes up
     with pytest.raises(refusal, match=told):
         residence._book(Model("m", "/m"), Up([Segment("m", nbytes)], {}))

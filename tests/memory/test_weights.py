@@ -3,7 +3,6 @@ import json
 import os
 import pickle
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from container.errors import BadArchive, LargerThanTier
 from container.memory import sizes
 from container.memory.blocks import Blocks
 from container.memory.known import Known
-from container.memory.mapped import WeightsChanged, _is_cached
+from container.memory.mapped import WeightsChanged
 from container.memory.regions import DeviceRegion, HostRegion
 from container.memory.sim import SimDevice
 from container.memory.weights import WeightsClosed, open_weights
-from tests.makers import resident_bytes
+from tests.makers import anonymous_bytes, cached, resident_bytes
 
 
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -334,11 +333,6 @@ def test_a_file_that_was_still_being_copied_is_opened_again(folder, monkeypatch)
     assert torch.equal(open_weights(folder)["embed"], tensors()["embed"])
 
 
-def anonymous_bytes() -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
-    return int(line.split()[1]) << 10
-
-
 @pytest.mark.parametrize("device", ["cpu", "sim"])
 def test_what_has_to_be_copied_is_not_read_before_it_is_known_to_fit(tmp_path, device):
     """A large file whose tensors lie at an odd address: looking at it takes none of its bytes."""
@@ -368,21 +362,6 @@ def test_a_pickle_over_the_limit_of_a_device_is_refused_unread(tmp_path):
     blocks = Blocks(sim, HostRegion(sim, 1 << 20), DeviceRegion(sim, 1 << 10), readers, allow_pickle=True, share=True)
     with pytest.raises(LargerThanTier, match="takes about 16000 bytes and the limit of the device is 1024"):
         blocks.prepare("old", Manifest("folder", str(tmp_path), "", settings=Berth()))
-
-
-@pytest.fixture
-def on_disk():
-    """A folder beside the tests: where /tmp lies in memory, no page cache is to be seen there."""
-    root = Path(__file__).parents[2] / ".pytest_cache"
-    root.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root) as folder:
-        yield Path(folder)
-
-
-def cached(file: Path) -> list[bool]:
-    """Whether the page cache has the file, a MiB at a time."""
-    with file.open("rb") as opened:
-        return [_is_cached(opened.fileno(), at) for at in range(0, file.stat().st_size, 1 << 20)]
 
 
 def test_what_the_page_cache_has_is_left_to_who_touches_it(on_disk):
