@@ -1,22 +1,16 @@
-"""Authors' models, as they come: finding the networks in whatever ``model_fn`` returned, measuring and moving them.
+"""Authors' models, as they come: finding the networks in whatever ``model_fn`` returned, and measuring them.
 
-Authors build on the CPU and know nothing of devices. Here, not there, is decided where the weights lie: modules are
-moved as they are, and the outermost forward is hooked, so that inputs go in where the weights are and outputs come back
-to where the caller had the inputs. On a machine without a GPU placing does nothing at all.
-
-torch is looked up, never imported: an archive without it must not pay for it.
-Does not cover: plain tensors beside a module (they stay where the author has them), modules made after the load.
+What is found is moved by ``model/moving``, or is opaque to it. torch is looked up, never imported: an archive without
+it must not pay for it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import itertools
 import logging
 import sys
-import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -92,7 +86,7 @@ def _walk(value: Any, leaf: Callable[[Any], bool]) -> Iterator[Any]:
         level = below
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """What ``value`` holds: outermost modules, tensors outside of them, Hugging Face pipelines, numpy arrays."""
 
     modules: list[nn.Module]
@@ -101,12 +95,13 @@ class _Found(NamedTuple):
     arrays: list[Any]
 
 
-def _finds(value: Any) -> _Found:
+def finds(value: Any) -> Found:
+    """Return what is inside ``value``: module, dict, list, tuple, object, closure, pipeline; nested."""
     torch, numpy = imported("torch"), sys.modules.get("numpy")
     modules: Any = () if torch is None else torch.nn.Module
     tensors: Any = () if torch is None else torch.Tensor
     arrays: Any = getattr(numpy, "ndarray", ())
-    found = _Found([], [], [], [])
+    found = Found([], [], [], [])
     for each in _walk(value, lambda held: isinstance(held, (modules, tensors, arrays))):
         if isinstance(each, modules):
             found.modules.append(each)
@@ -127,15 +122,15 @@ def _is_pipeline(value: Any) -> bool:
 
 
 def find_modules(value: Any) -> list[nn.Module]:
-    """Return the outermost modules inside ``value``: module, dict, list, tuple, object, closure, pipeline; nested."""
-    return _finds(value).modules
+    """Return the outermost modules inside ``value``."""
+    return finds(value).modules
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    found = _finds(value)
+    found = finds(value)
     for module in found.modules:
         yield from module.parameters()
         yield from module.buffers()
@@ -160,7 +155,7 @@ def _strided(tensor: Any) -> list[Any]:
 def measure(value: Any) -> int:
     """Return the bytes of all tensors and arrays inside ``value``, each storage once, tied and sliced ones too."""
     storages: dict[tuple[str, int], int] = {}
-    for array in _finds(value).arrays:
+    for array in finds(value).arrays:
         whole = array
         while isinstance(whole.base, type(array)):
             whole = whole.base
@@ -197,7 +192,7 @@ def _packed_bytes(module: Any) -> int:
 
 def watch(value: Any) -> Callable[[], bool]:
     """Return a function that says whether all modules, tensors and arrays now inside ``value`` are gone from memory."""
-    found = _finds(value)
+    found = finds(value)
     watched = [weakref.ref(each) for each in (*found.modules, *found.tensors, *found.arrays)]
     return lambda: all(each() is None for each in watched)
 
@@ -233,116 +228,3 @@ def _stuck(module: Any) -> bool:
         return True
     graph = getattr(module, "inlined_graph", None)
     return graph is not None and "Device = prim::Constant" in str(graph)
-
-
-# --- placing ---------------------------------------------------------------------------------------------------------
-
-
-def moved(value: Any, device: Any) -> Any:
-    """Return ``value`` with its tensors on ``device``; dict, list, tuple, named tuple and ModelOutput keep their type.
-
-    Containers without a tensor that has to move come back as they are, the same object.
-    """
-    torch = imported("torch")
-    if isinstance(value, torch.Tensor):
-        return value if value.device == device else value.to(device)
-    if isinstance(value, torch.nn.utils.rnn.PackedSequence):
-        return value.to(device)  # its batch_sizes stay on the CPU
-    if isinstance(value, Mapping):
-        changed = {key: new for key, old in value.items() if (new := moved(old, device)) is not old}
-        if not changed:
-            return value
-        copied: Any = copy.copy(value)
-        for key, new in changed.items():
-            copied[key] = new
-        return copied
-    if isinstance(value, (list, tuple)):
-        items = [moved(item, device) for item in value]
-        if all(new is old for new, old in zip(items, value, strict=True)):
-            return value
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
-def _first_device(value: Any) -> Any:
-    """The device of the first tensor in ``value``, None if there is none."""
-    torch = imported("torch")
-    if isinstance(value, torch.Tensor):
-        return value.device
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    for item in items:
-        device = _first_device(item)
-        if device is not None:
-            return device
-    return None
-
-
-class _Ferry:
-    """Takes inputs of a module to its device and outputs back; only at the outermost of nested calls.
-
-    ``generate`` calls the module again for each token, and there nothing must travel.
-    """
-
-    def __init__(self) -> None:
-        self.device: Any = None
-        self._local = threading.local()
-
-    def go(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the inputs of a call where the weights are; nested calls get theirs as they are."""
-        trips: list[Any] = self._local.__dict__.setdefault("trips", [])
-        if trips or self.device is None:
-            trips.append(None)
-            return arguments, named
-        trips.append(_first_device((arguments, named)))
-        return moved(arguments, self.device), moved(named, self.device)
-
-    def back(self, output: Any) -> Any:
-        """Return the output of the call where its inputs came from. Every ``go`` has one."""
-        home = self._local.trips.pop()
-        return output if home is None or home == self.device else moved(output, home)
-
-    def before(self, module: Any, arguments: Any, named: Any) -> Any:
-        """``go`` as torch's forward pre-hook."""
-        return self.go(arguments, named)
-
-    def after(self, module: Any, arguments: Any, named: Any, output: Any) -> Any:
-        """``back`` as torch's forward hook."""
-        return self.back(output)
-
-
-def _generate(self: Any, *arguments: Any, **named: Any) -> Any:
-    """``generate`` of a placed module."""
-    ferry: _Ferry = self._berth_ferry
-    arguments, named = ferry.go(arguments, named)
-    output = None
-    try:
-        output = type(self).generate(self, *arguments, **named)
-    finally:
-        output = ferry.back(output)
-    return output
-
-
-def place(value: Any, device: str) -> None:
-    """Move the modules inside ``value`` to ``device`` ("cpu", "cuda:0"), in place, and hook their outermost forward.
-
-    May be called again with another device, back to "cpu" included. Hugging Face pipelines get their ``device`` set.
-    """
-    torch = imported("torch")
-    if torch is None:
-        return
-    found = _finds(value)
-    target = torch.device(device)
-    for module in found.modules:
-        ferry = module.__dict__.get("_berth_ferry")
-        if ferry is None and target.type == "cpu":
-            continue
-        if ferry is None:
-            ferry = module.__dict__["_berth_ferry"] = _Ferry()
-            module.register_forward_pre_hook(ferry.before, with_kwargs=True)
-            module.register_forward_hook(ferry.after, with_kwargs=True, always_call=True)
-            if callable(getattr(type(module), "generate", None)):
-                module.__dict__["generate"] = types.MethodType(_generate, module)
-        module.to(target)
-        ferry.device = None if target.type == "cpu" else target
-    for pipeline in found.pipelines:
-        pipeline.device = target

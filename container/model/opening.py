@@ -7,19 +7,21 @@ What fails leaves nothing of the model in the process, and the cause is in the l
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from container import log
 from container.archive.manifest import Manifest
 from container.errors import ServingError
 from container.handler import Context, Handler, Weights
-from container.model import adopt, apart, attempt, blame, guard
+from container.model import adopt, apart, attempt, blame, guard, moving
 from container.model.imports import Namespace
+from container.model.moving import Adopted
 from container.model.resolve import combine, resolve
 from container.payload import Payload
 
@@ -31,12 +33,28 @@ class Opened:
     """A model that answers. bytes: measured, of its weights. times_ms: import, load, place.
 
     close: drops the model and its modules; what it held is free when this returns, unless its code still runs.
+    adopted: what of it can be moved between the device and RAM; None = nothing, or not all that lies on the device.
     """
 
     handler: Handler
     bytes: int
     times_ms: dict[str, float]
     close: Callable[[], None]
+    adopted: Adopted | None = None
+
+
+class Device(NamedTuple):
+    """What lies under ``Context.device`` for authors' modules.
+
+    rehearsed: it is the CPU, and stands for a device with memory of its own. keep: what is moved to it may keep its
+    copy in RAM, and can be lowered without being copied back.
+    """
+
+    rehearsed: bool = False
+    keep: bool = False
+
+
+NOTHING_KEPT = Device()
 
 
 @dataclass(slots=True)
@@ -46,6 +64,7 @@ class _Opening:
     name: str
     manifest: Manifest
     namespace: Namespace | None
+    device: Device
     weights: list[Weights] = field(default_factory=list)
     times_ms: dict[str, float] = field(default_factory=dict)
 
@@ -88,16 +107,16 @@ class _Opening:
         )
 
 
-def open_model(manifest: Manifest, context: Context) -> Opened:
+def open_model(manifest: Manifest, context: Context, device: Device = NOTHING_KEPT) -> Opened:
     """Import, build and place the model of ``manifest`` on ``context.device``.
 
     Raises BadArchive, OutOfMemory or LoadFailed with the author's message; then nothing of the model is left.
     """
     if manifest.kind == "tasks":
-        return _open_tasks(manifest, context)
+        return _open_tasks(manifest, context, device)
     namespace = Namespace(context.name, Path(manifest.code_dir)) if manifest.code_dir and manifest.program else None
     attempt.forget(context.name)
-    opening = _Opening(context.name, manifest, namespace)
+    opening = _Opening(context.name, manifest, namespace, device)
     try:
         with log.bind(model=context.name):
             if namespace is None:
@@ -117,11 +136,7 @@ def _open(opening: _Opening, context: Context) -> Opened:
     handler: Handler = opening.timed("import", resolve, manifest, namespace)
     handler.registered_name = context.name
     opening.timed("load", handler.load, Path(manifest.model_dir), opening.recording(context))
-    if context.device != "cpu" and not opening.weights:
-        if adopt.opaque(opening.everything(handler)):
-            _log.warning("the weights cannot be moved by berth and stay where the code has put them")
-        else:
-            opening.timed("place", adopt.place, opening.everything(handler), context.device)
+    adopted = _adopt(opening, handler, context)
     measured = opening.bytes(handler)
     gone = adopt.watch(opening.everything(handler)) if namespace is not None else None
 
@@ -129,30 +144,51 @@ def _open(opening: _Opening, context: Context) -> Opened:
         """Drop the model and its modules."""
         vars(handler).clear()  # whoever still has the handler no longer has the model
         opening.weights.clear()
+        if adopted is not None:
+            adopted.drop()
         attempt.forget(context.name)
         if namespace is not None:
             namespace.close()
         if gone is not None and not gone():
             gc.collect()  # an author's objects refer to each other in a circle; a tenth of a second, so only then
 
-    return Opened(handler, measured, opening.times_ms, close)
+    return Opened(handler, measured, opening.times_ms, close, adopted)
 
 
-def _open_tasks(manifest: Manifest, context: Context) -> Opened:
+def _adopt(opening: _Opening, handler: Handler, context: Context) -> Adopted | None:
+    """Move what can be moved to the device; nothing happens where there is none."""
+    if (context.device == "cpu" and not opening.device.rehearsed) or opening.weights:
+        return None
+    everything = opening.everything(handler)
+    if adopt.opaque(everything):
+        _log.warning("the weights cannot be moved by berth and stay where the code has put them")
+        return None
+    move = functools.partial(moving.adopt_all, everything, context.device, rehearsed=opening.device.rehearsed)
+    adopted: Adopted | None = opening.timed("place", move)
+    if adopted is not None and not opening.device.keep:
+        adopted.forget()
+    return adopted
+
+
+def _open_tasks(manifest: Manifest, context: Context, device: Device) -> Opened:
     """Open each of several models; one that does not open closes those before it, and is named."""
     parts: dict[str, Opened] = {}
+
+    adopted: Adopted | None = None
 
     def close() -> None:
         """Close each part."""
         for part in parts.values():
             part.close()
+        if adopted is not None:
+            adopted.drop()
 
     try:
         for name, part in manifest.tasks.items():
             properties = {**context.properties, "model_dir": part.model_dir}
             inner = replace(context, options=part.settings.options, properties=properties)
             try:
-                parts[name] = open_model(part, inner)
+                parts[name] = open_model(part, inner, device)
             except ServingError as error:
                 raise type(error)(f"in {name}/: {error}", status=error.status) from error
         handler = combine(manifest, {name: part.handler for name, part in parts.items()})
@@ -160,8 +196,9 @@ def _open_tasks(manifest: Manifest, context: Context) -> Opened:
         close()
         raise
     handler.registered_name = context.name
+    adopted = moving.together([part.adopted for part in parts.values()])
     times_ms = {f"{name}.{phase}": ms for name, part in parts.items() for phase, ms in part.times_ms.items()}
-    return Opened(handler, sum(part.bytes for part in parts.values()), times_ms, close)
+    return Opened(handler, sum(part.bytes for part in parts.values()), times_ms, close, adopted)
 
 
 def example_of(handler: Handler) -> Payload | None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from container.handler import Handler, Parts, Ready
-from container.model import adopt, pipeline
+from container.model import moving, pipeline
 from container.model.dispatch import Dispatcher, Ticket
 from container.model.lanes import Lanes
 from container.payload import Payload
@@ -204,7 +204,7 @@ def test_modules_go_to_the_device_and_inputs_follow_them() -> None:
 
     handler = Holds()
     assert handler.predict([1]) == [("cpu", "cpu")]
-    adopt.place([handler], "meta")  # the only other device that every machine has; tests/model/test_adopt.py on a GPU
+    moving.adopt_all([handler], "meta")  # the only other device everywhere; tests/model/test_ferry.py on a GPU
     assert handler.predict([1]) == [("meta", "meta")]
 
 
