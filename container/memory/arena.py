@@ -61,6 +61,16 @@ class Arena:
             self.capacity += nbytes
             self._open(self.capacity - nbytes, nbytes)
 
+    def shrink(self, nbytes: int) -> bool:
+        """Cut ``nbytes`` (a multiple of 256) off the end; False if not all of that is a hole."""
+        self._settle()
+        start, size = self._holes[-1] if self._holes else (0, 0)
+        if start + size < self.capacity or size < nbytes:
+            return False
+        self._holes[-1:] = [(start, size - nbytes)] if size > nbytes else []
+        self.capacity -= nbytes
+        return True
+
     def take(self, nbytes: int, tag: str = "") -> Slot | None:
         """Return a slot of at least ``nbytes``, cut from the smallest hole that fits; None if there is none."""
         nbytes = max(ALIGN_BYTES, aligned(nbytes))

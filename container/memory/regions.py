@@ -7,7 +7,9 @@ taken beforehand) and gives back those that are empty; several become one where 
 The host's is one reserved range of addresses of which 256 MiB at
 a time are faulted in and registered, the next ones in the background before they are needed; copies never cross such a
 step, because CUDA refuses to copy across two registrations. Where registering is refused, extents come from torch's
-own pinned allocator. Nothing is allocated, locked or freed on the request path unless room runs out under it.
+own pinned allocator. Models of host children that keep a copy in RAM have it outside of these; for what they have
+(``HostRegion.outside_bytes``) empty steps at the end are given back. Nothing is allocated, locked or freed on the request
+path unless room runs out under it.
 
 Thread-safe: slots change hands under a lock that is never held while memory is made.
 """
@@ -177,7 +179,11 @@ class DeviceRegion(Region):
 
 
 class HostRegion(Region):
-    """Page-locked RAM. ``background``: runs what grows it ahead of need."""
+    """Page-locked RAM. ``background``: runs what grows it ahead of need.
+
+    Does not cover: what is empty before a block that stays. It is locked, and what others have of the limit is taken
+    beside it, so that both may be more than the limit; less than a step more where the limit ends inside one.
+    """
 
     def __init__(self, device: Device, limit: int, background: Executor | None = None) -> None:
         super().__init__(limit)
@@ -185,13 +191,16 @@ class HostRegion(Region):
         self._background = background
         self._ahead = threading.Semaphore()
         self._registering = True
+        #: What others have of the limit, outside of this memory.
+        self.outside_bytes = 0
+        self._mapping: mmap.mmap | None = None
         self._reserved: torch.Tensor | None = None
         if self.limit:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-            mapping = mmap.mmap(-1, self.limit, flags=flags)
+            self._mapping = mmap.mmap(-1, self.limit, flags=flags)
             with contextlib.suppress(OSError):  # a kernel without huge pages
-                mapping.madvise(mmap.MADV_HUGEPAGE)
-            self._reserved = torch.frombuffer(mapping, dtype=torch.uint8)
+                self._mapping.madvise(mmap.MADV_HUGEPAGE)
+            self._reserved = torch.frombuffer(self._mapping, dtype=torch.uint8)
 
     def take(self, nbytes: int, tag: str) -> Place | None:
         """See Region; starts to grow in the background when little is left."""
@@ -201,7 +210,10 @@ class HostRegion(Region):
 
     def grow_ahead(self) -> None:
         """See to it that a whole step is free, in the background."""
-        if self._background is None or self.capacity >= self.limit or not self._ahead.acquire(blocking=False):
+        after = min(self.capacity + STEP_BYTES, self.limit) + self.outside_bytes
+        if self.capacity >= self.limit or after > self.limit:
+            return
+        if self._background is None or not self._ahead.acquire(blocking=False):
             return
         with self._lock:
             enough = any(extent.arena.largest_hole >= STEP_BYTES for extent in self._extents)
@@ -209,6 +221,37 @@ class HostRegion(Region):
             self._ahead.release()
         else:
             self._background.submit(self._grow_once)
+
+    def trim(self) -> None:
+        """Give empty memory back as long as this and what others have are more than the limit together."""
+        with self._growing:
+            while self.capacity and self.capacity + self.outside_bytes > self.limit and self._shrink():
+                pass
+
+    def _shrink(self) -> bool:
+        """Give an empty extent back, or the last step of the reserved one; False if neither is empty."""
+        for extent in reversed(self._extents):
+            capacity, is_own = extent.arena.capacity, extent.memory is self._reserved
+            step = (capacity - 1) % STEP_BYTES + 1 if is_own else capacity
+            with self._lock:
+                shrunk = extent.arena.shrink(step)
+                if not extent.arena.capacity:
+                    self._extents.remove(extent)
+            if shrunk and is_own:
+                self._unlock(capacity - step, step)
+            if shrunk:
+                return True
+        return False
+
+    def _unlock(self, start: int, nbytes: int) -> None:
+        """Give a step of the reserved range, which nobody can have any more, back to the system."""
+        assert self._mapping is not None
+        assert self._reserved is not None
+        self._device.unpin(self._reserved[start : start + nbytes])
+        first = start + -start % mmap.PAGESIZE
+        whole = (start + nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+        if whole > 0:
+            self._mapping.madvise(mmap.MADV_DONTNEED, first, whole)
 
     def pieces(self, target: torch.Tensor, source: Place) -> Iterator[Piece]:
         """Yield the copies that bring ``source`` to ``target``, none of which crosses two registrations."""
@@ -238,7 +281,7 @@ class HostRegion(Region):
             self._ahead.release()
 
     def _grow(self, nbytes: int) -> bool:
-        if self.capacity >= self.limit:
+        if self.capacity + self.outside_bytes >= self.limit:
             return False
         if self._registering and self._reserved is not None:
             own = next((each for each in self._extents if each.memory is self._reserved), None)

@@ -116,3 +116,21 @@ class Allocating(RuleBasedStateMachine):
 
 TestAllocating = Allocating.TestCase
 TestAllocating.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+def test_the_end_is_cut_off_where_it_is_a_hole() -> None:
+    arena = Arena(4 * 256)
+    first, second = arena.take(256), arena.take(256)
+    assert first is not None
+    assert second is not None
+    assert not arena.shrink(3 * 256)
+    assert arena.shrink(256)
+    assert arena.shrink(256)
+    assert not arena.shrink(256)
+    arena.give(second)
+    assert arena.shrink(256)
+    assert arena.capacity == 256
+    arena.check()
+    arena.grow(512)
+    assert arena.largest_hole == 512
+    arena.check()

@@ -96,6 +96,54 @@ def test_the_host_grows_in_the_background_before_it_is_full(small_steps: None) -
         assert host.capacity == 2 * MIB, "a whole step is free"
 
 
+def test_what_others_have_of_the_limit_is_given_back_where_it_is_empty_and_not_grown_into(small_steps: None) -> None:
+    device = Picky()
+    host = HostRegion(device, 4 * MIB)
+    low, high, end = (host.take(size, "a") for size in (MIB, MIB, 2 * MIB))
+    assert low is not None
+    assert high is not None
+    assert end is not None
+    high.memory.fill_(7)
+    host.outside_bytes = MIB
+    host.trim()
+    assert host.capacity == 4 * MIB, "nothing of it is empty"
+    host.give(low)
+    host.give(end)
+    host.trim()
+    assert (host.capacity, len(device.pinned_at)) == (3 * MIB, 3), "no more than others have"
+    host.outside_bytes = 4 * MIB
+    host.trim()
+    assert (host.capacity, len(device.pinned_at)) == (2 * MIB, 2), "what lies behind an empty step keeps it"
+    assert high.memory.min() == 7
+    assert host.take(2 * MIB, "b") is None
+    host.outside_bytes = 0
+    again = host.take(2 * MIB, "b")
+    assert again is not None
+    assert (host.capacity, again.memory.max()) == (4 * MIB, 0)
+    host.close()
+    assert not device.pinned_at
+
+
+def test_nothing_is_grown_ahead_into_what_others_have(small_steps: None) -> None:
+    host = HostRegion(Picky(), 2 * MIB, grower := ThreadPoolExecutor(1))
+    host.outside_bytes = MIB + 1
+    host.grow_ahead()
+    grower.shutdown()
+    assert host.capacity == 0
+    assert host.take(100, "a") is not None, "the step that the rest of the limit lies in is there on demand"
+    assert host.capacity == MIB
+
+
+def test_an_empty_extent_of_torchs_own_goes_where_others_have_of_the_limit(small_steps: None) -> None:
+    host = HostRegion(Picky(refuse_at=0), 4 * MIB)
+    place = host.take(3 * MIB, "a")
+    assert place is not None
+    host.give(place)
+    host.outside_bytes = MIB
+    host.trim()
+    assert host.capacity == 0
+
+
 def test_the_device_grows_in_extents_and_gives_empty_ones_back(small_steps: None) -> None:
     device = Picky(room=6 * MIB)
     region = DeviceRegion(device, 8 * MIB)
