@@ -1,15 +1,15 @@
-"""Models that run in host children: the one that guests share, and one of its own for each that needs it."""
+"""Models that run in a host child: the one that guests share, or one that a model has for itself (``own``).
+
+bring_up ──> lower <──> lift      what can be moved; the rest is put down when it sinks, and loaded when it rises
+         └─> forget_copy
+"""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import hashlib
-import sys
-import time
 from collections.abc import Callable
-from concurrent.futures import Executor
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -18,11 +18,10 @@ from container.archive.manifest import Manifest
 from container.engine.deaths import how, out_of_memory, while_answering, while_loading
 from container.engine.runners import Up
 from container.errors import Failure, Restarting, ServingError
-from container.host import venv
 from container.host.process import ChildProcess
-from container.memory import probe, sizes
+from container.memory import sizes
 from container.memory.ledger import Segment
-from container.model import blame, watch
+from container.model import watch
 from container.model.ticket import Ticket
 from container.payload import Payload
 from container.wire import messages as m
@@ -89,12 +88,13 @@ class ChildRunner:
         """See Runner: what authors' code made is made anew."""
         return None
 
-    async def bring_up(self, name: str, manifest: Manifest) -> Up:
+    async def bring_up(self, name: str, manifest: Manifest, *, keep: bool = False) -> Up:
         """Load in the child; one that dies of something else meanwhile is worth another try.
 
-        Who cancels this has to ``put_down`` the model: the load goes on.
+        keep: what is moved to the device may keep its copy in RAM. Who cancels this has to ``put_down`` the model: the
+        load goes on.
         """
-        request = m.Load(0, name, manifest.model_dir, msgspec.msgpack.encode(manifest))
+        request = m.Load(0, name, manifest.model_dir, msgspec.msgpack.encode(manifest), keep=keep)
         self._blamed.pop(name, None)
         for last in (False, True):
             try:
@@ -110,7 +110,8 @@ class ChildRunner:
                     del self._loading[name]
                     if name not in self._here:
                         raise Restarting("the process died when the model had just come up", retry_after_s=1.0)
-                    return Up([Segment(name, loaded.bytes)], loaded.times_ms, loaded.example)
+                    segments, movable = [Segment(name, loaded.bytes)], keep and loaded.movable_bytes > 0
+                    return Up(segments, loaded.times_ms, loaded.example, movable)
             except Restarting:
                 if name in self._blamed:
                     raise self._blamed.pop(name) from None
@@ -147,6 +148,54 @@ class ChildRunner:
                 await self._process.client.call(m.Unload(0, name))
             except Restarting:
                 _log.info("the child died while %s was leaving it", name)
+
+    async def lower(self, name: str) -> bool:
+        """Have ``name`` lie in RAM only; False if that failed, or its process died: then it has to be put down."""
+        try:
+            await self._move(name, "lower")
+        except ServingError as error:
+            _log.warning("%s does not stay in RAM: %s", name, error)
+            return False
+        return True
+
+    async def lift(self, name: str) -> float:
+        """Have ``name``, which lies in RAM, on the device; return the seconds of that.
+
+        Raises OutOfMemory or LoadFailed, and it lies in RAM; Restarting if it is gone with its process, or the error
+        that it is to blame for. Who cancels this has to ``lower`` the model, or put it down: the copying goes on.
+        """
+        self._blamed.pop(name, None)
+        try:
+            moved = await self._move(name, "lift")
+        except Restarting:
+            if self.has(name):
+                await self._until_death_is_noticed()
+            if name in self._blamed:
+                raise self._blamed.pop(name) from None
+            raise
+        return moved.times_ms.get("lift", 0.0) / 1e3
+
+    async def forget_copy(self, name: str) -> None:
+        """Give up what lies in RAM of ``name``, which is on the device and stays there."""
+        try:
+            await self._move(name, "forget")
+        except ServingError as error:
+            _log.info("%s had no copy in RAM any more: %s", name, error)
+
+    async def _move(self, name: str, verb: Literal["lower", "lift", "forget"]) -> m.Loaded:
+        """Raises ServingError."""
+        client = self._process.client
+        if client is None or not self.has(name):
+            raise Restarting("the process that held this model has died", retry_after_s=1.0)
+        moved = await client.call(m.Move(0, name, verb))
+        assert isinstance(moved, m.Loaded), moved
+        if not self.has(name):
+            raise Restarting("the process died when this model had just been moved", retry_after_s=1.0)
+        return moved
+
+    def has(self, name: str) -> bool:
+        """Whether ``name`` is in the child, on the device or in RAM, as far as is known."""
+        return name in self._here
 
     async def settle(self) -> None:
         """See Runner: nothing is."""
@@ -244,81 +293,3 @@ class ChildRunner:
         self._answer_fallen({model: while_answering(model).to_failure() for model in killed})
         if self._again:
             self.start()
-
-
-class OwnRunner:
-    """A child for each model: archives with requirements, with ``isolation: own``, and repeated offenders.
-
-    Its bytes are those of the whole process, and sinking ends it, so they are certain to come back.
-    """
-
-    def __init__(
-        self,
-        make: Callable[[str, str], ChildRunner],
-        builders: Executor,
-        envs: Path,
-        envs_limit_bytes: int,
-    ) -> None:
-        self._make = make
-        self._builders = builders
-        self._envs = envs
-        self._envs_limit_bytes = envs_limit_bytes
-        self._children: dict[str, ChildRunner] = {}
-
-    def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
-        """See Runner: the weight files, until the process has been measured."""
-        return [Segment(name, known_bytes or sizes.folder_bytes(Path(manifest.model_dir)))]
-
-    def again(self, name: str) -> list[Segment] | None:
-        """See Runner: what authors' code made is made anew."""
-        return None
-
-    async def bring_up(self, name: str, manifest: Manifest) -> Up:
-        """Build the environment if one is asked for, start the process, load, measure all of it."""
-        python, started = sys.executable, time.perf_counter()
-        if manifest.requirements:
-            work = functools.partial(venv.ensure, Path(manifest.requirements), self._envs, self._envs_limit_bytes)
-            try:
-                python = await asyncio.get_running_loop().run_in_executor(self._builders, work)
-            except OSError as error:  # a full disk is want of room, and no fault of the archive
-                raise blame.while_loading(error) from error
-        built_ms = (time.perf_counter() - started) * 1e3
-        await self.put_down(name)
-        child = self._children[name] = self._make(f"own-{hashlib.sha256(name.encode()).hexdigest()[:12]}", python)
-        child.start()
-        up = await child.bring_up(name, manifest)
-        nbytes = max(up.segments[0].bytes, probe.process_bytes(child.pid) if child.pid is not None else 0)
-        times_ms = {"environment": round(built_ms, 3), **up.times_ms}
-        return up._replace(segments=[Segment(name, nbytes)], times_ms=times_ms)
-
-    async def join(self, name: str) -> dict[str, list[Segment]]:
-        """See Runner: what authors' code holds is shared with nobody."""
-        return {}
-
-    async def put_down(self, name: str, *, keep: bool = False) -> None:
-        """End the process of ``name``."""
-        child = self._children.pop(name, None)
-        if child is not None:
-            await child.stop()
-
-    async def settle(self) -> None:
-        """See Runner: nothing is."""
-
-    def submit(self, name: str, ticket: Ticket) -> None:
-        """Send to the model's child."""
-        self._children[name].submit(name, ticket)
-
-    def up(self, name: str) -> bool:
-        """Whether the model's child can be reached."""
-        child = self._children.get(name)
-        return child is not None and child.up(name)
-
-    def busy(self, name: str) -> bool:
-        """Whether requests of ``name`` are in its child."""
-        child = self._children.get(name)
-        return child is not None and child.busy(name)
-
-    async def stop(self) -> None:
-        """End all of them."""
-        children, self._children = list(self._children.values()), {}
-        await asyncio.gather(*(child.stop() for child in children))

@@ -18,6 +18,7 @@ from container.engine.lifecycle import SHOWN
 from container.engine.loading import Loading
 from container.engine.models import Registry
 from container.engine.residence import Residence
+from container.errors import BadRequest
 from container.memory.keeper import Keeper
 from container.memory.ledger import Tier
 from container.memory.loans import Loans
@@ -81,6 +82,10 @@ class Engine:
     async def attach(self, request: m.Attach, respond: Respond) -> m.Loaded:
         """Register a model for as long as the peer of ``respond`` is connected."""
         return await self._attachments.attach(request, respond)
+
+    async def move(self, request: m.Move) -> m.Loaded:
+        """Refuse: what lies where is decided here, not by fronts."""
+        raise BadRequest("models are moved by the engine, which asks its host children for it")
 
     async def unload(self, request: m.Unload) -> m.Unloaded:
         """Drain a model, free its bytes, forget it."""

@@ -82,7 +82,7 @@ class Loading:
         self._loaders = loaders
         self._tell = tell
         self._metrics = metrics
-        residence.look = self.look
+        residence.look, residence.is_as_it_was = self.look, self.is_as_it_was
         self._failures = Failures()
         self._unpacked: dict[str, str] = {}
 
@@ -172,6 +172,13 @@ class Loading:
         if changed and model.life is Life.READY:
             _log.info("the files of %s were changed since it was last up; it is described anew", model.name)
             self.tell_of(model)
+
+    async def is_as_it_was(self, model: Model) -> bool:
+        """Whether the folder of ``model`` is as it was when ``look`` last read it."""
+        url = model.url.removeprefix("file://")
+        return model.stamp != b"" and model.stamp == await asyncio.get_running_loop().run_in_executor(
+            self._loaders, tree.stamp, url
+        )
 
     def _read(self, model: Model, known_bytes: int) -> _Found:
         """Describe and prepare, unless the folder is as it was and the model has been kept; on a loader thread."""

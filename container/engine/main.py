@@ -25,11 +25,12 @@ from container import collector, log
 from container.archive.manifest import Manifest
 from container.engine import background, devices
 from container.engine.calls import Calls
-from container.engine.children import ChildRunner, OwnRunner
+from container.engine.children import ChildRunner
 from container.engine.deaths import how
 from container.engine.engine import Engine
 from container.engine.loading import Loading
 from container.engine.models import SINGLE, Registry
+from container.engine.own import OwnRunner
 from container.engine.quarantine import Quarantine
 from container.engine.residence import Residence
 from container.engine.runners import LaneRunner, OnLanes, Runner
@@ -149,6 +150,7 @@ class Parts:
         dispatcher.on_idle = self._idle
         dispatcher.on_stale = self.calls.stale
         self._run_dir, self._compute, self._page = settings.run_dir, compute, page
+        self._rehearsed = device is not None and compute == "cpu"
         self._places = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS - watch.BLOCK + 1, watch.BLOCK))
         self.guests = self._child("guests", again=True)
         builders = background.threads(1, "builder")
@@ -177,7 +179,9 @@ class Parts:
 
     def _child(self, name: str, python: str = sys.executable, *, again: bool = False) -> ChildRunner:
         """Return the runner of a new child, not started yet; ``again``: it is started anew whenever it dies."""
-        process = ChildProcess(name, self._run_dir, self._compute, next(self._places), python, alone=not again)
+        process = ChildProcess(
+            name, self._run_dir, self._compute, next(self._places), python, alone=not again, rehearsed=self._rehearsed
+        )
         made = ChildRunner(process, self._page, again=again)
         made.on_lost = lambda names, inside, status: self.quarantine.on_lost(
             names, inside, how(status), name, alone=not again

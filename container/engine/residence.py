@@ -30,6 +30,8 @@ class Residence:
         self.promotions = 0
         #: Reads the folder anew and writes into the ledger what it will take; sets manifest and runner.
         self.look: Callable[[Model], Awaitable[None]]
+        #: Whether the folder is as it was when it was read.
+        self.is_as_it_was: Callable[[Model], Awaitable[bool]]
         #: Sees to it that the next ``look`` gives the model a process of its own.
         self.set_apart: Callable[[Model, str], None]
 
@@ -150,7 +152,9 @@ class Residence:
     async def _bring_up(self, model: Model) -> None:
         assert model.runner is not None
         assert model.manifest is not None
-        up = await model.runner.bring_up(model.name, model.manifest)
+        self._came_up(model, await model.runner.bring_up(model.name, model.manifest))
+
+    def _came_up(self, model: Model, up: Up) -> None:
         self._book(model, up)
         model.times_ms, model.example = up.times_ms, up.example
         # What the work took, not what it waited for a thread: a busy moment would make a model look dear for long.

@@ -39,11 +39,15 @@ READERS = 2
 
 
 class Up(NamedTuple):
-    """A model that has come up: what it consists of, how long each phase took, a request that it takes (None = ?)."""
+    """A model that has come up: what it consists of, how long each phase took, a request that it takes (None = ?).
+
+    movable: it has kept a copy in RAM, and can be lowered to it.
+    """
 
     segments: list[Segment]
     times_ms: dict[str, float]
     example: Payload | None = None
+    movable: bool = False
 
 
 class Runner(Protocol):

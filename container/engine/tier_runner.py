@@ -103,10 +103,15 @@ class TierRunner(OnLanes):
         self.blocks.lift(name)
         return time.monotonic() - started
 
-    async def lower(self, name: str) -> None:
-        """Leave the device; its bytes there are free when this returns."""
+    async def lower(self, name: str) -> bool:
+        """Leave the device; its bytes there are free when this returns. What lay in RAM lies there: True."""
         self._dispatcher.close(name)
         await self._on(self._movers, functools.partial(self.blocks.lower, name))
+        return True
+
+    async def forget_copy(self, name: str) -> None:
+        """Give up what only ``name`` has in RAM; what is on the device stays there."""
+        self.blocks.drop_host(name)
 
     def again(self, name: str) -> list[Segment] | None:
         """See Runner: what sank to the disk is read anew."""
@@ -128,8 +133,10 @@ class TierRunner(OnLanes):
         """Nothing of it runs in the background."""
 
     async def trim(self) -> None:
-        """Give memory of the device that nobody uses back to the driver, for a model of another process."""
+        """Give memory that nobody uses back, for a model of another process: the device's, and RAM over the limit."""
         await self._on(self._movers, self.blocks.on_device.trim)
+        if self.blocks.host.outside_bytes:
+            await self._on(self._movers, self.blocks.host.trim)
 
     def _load(self, name: str, manifest: Manifest) -> opening.Opened:
         weights = functools.partial(self.blocks.open, name, manifest)

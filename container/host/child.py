@@ -15,19 +15,20 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import uvloop
 
 from container import collector, log
-from container.archive.manifest import Manifest
+from container.archive.manifest import Berth, Manifest
 from container.errors import BadRequest, Failure, ModelExists, ModelNotFound, ServingError
 from container.handler import Context, Weights
 from container.host.output import capture_output
 from container.lifeline import die_with_parent
-from container.model import guard, imports, opening, watch
+from container.model import attempt, blame, guard, imports, opening, watch
 from container.model.dispatch import Dispatcher
 from container.model.lanes import Lanes
 from container.model.ticket import Ticket
@@ -38,24 +39,35 @@ from container.wire.api import Respond
 from container.wire.server import serve
 
 _log = log.get(__name__)
+_Result = TypeVar("_Result")
 
 #: An archive that loads for longer counts as hung; the engine's own patience is 350 s.
 LOAD_S = 345.0
+#: So does one whose modules are moved for longer than a GPU's memory takes to be copied slowly.
+MOVE_S = 120.0
 
 
 @dataclass(slots=True)
 class _Guest:
-    """A loaded archive."""
+    """A loaded archive. up: it is on the device, and takes requests; else it lies in RAM.
+
+    moving: held by whoever moves it. item_s: what a request of it took when it was lowered.
+    """
 
     opened: opening.Opened
     url: str
+    settings: Berth
+    up: bool = True
+    moving: asyncio.Lock = field(default_factory=asyncio.Lock)
+    item_s: float | None = None
 
 
 class Child:
     """The Service of one host child."""
 
-    def __init__(self, device: str, lanes: int, slots: list[watch.Slot]) -> None:
+    def __init__(self, device: str, lanes: int, slots: list[watch.Slot], *, rehearsed: bool = False) -> None:
         self._device = device
+        self._rehearsed = rehearsed
         self._dispatcher = Dispatcher(Lanes(lanes, slots=slots[: lanes + 1]))
         self._loading = slots[lanes + 1]
         self._guests: dict[str, _Guest] = {}
@@ -65,8 +77,9 @@ class Child:
 
     def invoke(self, request: m.Invoke, respond: Respond) -> None:
         """Queue the request; a name that is not here is ModelNotFound."""
-        if request.model not in self._guests:
-            missing = ModelNotFound(f"model {request.model!r} is not in this process")
+        guest = self._guests.get(request.model)
+        if guest is None or not guest.up:
+            missing = ModelNotFound(f"model {request.model!r} is not up in this process")
             respond(m.Answer(request.id, missing.to_failure()))
             return
         key = (respond, request.id)
@@ -112,38 +125,86 @@ class Child:
                 "server_name": "berth",
             },
         )
-        work = functools.partial(self._open, manifest, context)
-        opened = await asyncio.get_running_loop().run_in_executor(self._loader, work)
-        self._guests[request.name] = _Guest(opened, request.url)
-        batch = manifest.settings.batch
+        device = opening.Device(rehearsed=self._rehearsed, keep=request.keep)
+        work = functools.partial(opening.open_model, manifest, context, device)
+        opened = await self._inside(request.name, LOAD_S, work)
+        guest = self._guests[request.name] = _Guest(opened, request.url, manifest.settings)
+        self._accept(request.name, guest)
+        movable = opened.adopted.bytes if opened.adopted is not None and request.keep else 0
+        return m.Loaded(request.id, opened.bytes, opened.times_ms, opening.example_of(opened.handler), movable)
+
+    def _accept(self, name: str, guest: _Guest) -> None:
+        """Take requests for ``guest`` from here on."""
+        settings = guest.settings
+        batch, handler = settings.batch, guest.opened.handler
         self._dispatcher.open(
-            request.name, opened.handler, batch.max_size, batch.max_delay_ms, manifest.settings.timeout_s
+            name, handler, batch.max_size, batch.max_delay_ms, settings.timeout_s, item_s=guest.item_s
         )
-        return m.Loaded(request.id, opened.bytes, opened.times_ms, opening.example_of(opened.handler))
 
     async def attach(self, request: m.Attach, respond: Respond) -> m.Loaded:
         """Refuse: only the engine's models are attached to."""
         raise BadRequest("models are attached to at the engine, not in the process of their code")
 
-    def _open(self, manifest: Manifest, context: Context) -> opening.Opened:
-        self._loading.enter("load", context.name, LOAD_S)
-        try:
-            with log.bind(model=context.name):
-                return opening.open_model(manifest, context)
-        finally:
-            self._loading.leave()
+    async def _inside(self, name: str, allowed_s: float, work: Callable[[], _Result]) -> _Result:
+        """Return what ``work`` does to model ``name`` on the loader thread, ended by the supervisor if it hangs."""
+
+        def watched() -> _Result:
+            """Do it where the supervisor can see it."""
+            self._loading.enter("load", name, allowed_s)
+            try:
+                with log.bind(model=name):
+                    return work()
+            finally:
+                self._loading.leave()
+
+        return await asyncio.get_running_loop().run_in_executor(self._loader, watched)
+
+    async def move(self, request: m.Move) -> m.Loaded:
+        """Lower, lift, or forget the copy of a model that was loaded as movable. Raises what the device does."""
+        name, guest = request.name, self._guests.get(request.name)
+        if guest is None or guest.opened.adopted is None:
+            raise ModelNotFound(f"model {name!r} is not in this process, or cannot be moved")
+        adopted = guest.opened.adopted
+        async with guest.moving:
+            if self._guests.get(name) is not guest:
+                raise ModelNotFound(f"model {name!r} was unloaded before it was moved")
+            started = time.perf_counter()
+            if request.verb == "forget":  # which touches nothing that runs, and need not wait behind a load
+                await asyncio.get_running_loop().run_in_executor(None, adopted.forget)
+            elif request.verb == "lower" and not adopted.in_ram:
+                await self._rest(name)
+                if guest.up:
+                    guest.up, guest.item_s = False, self._dispatcher.close(name)
+                await self._moved(name, adopted.lower)
+            elif request.verb == "lift" and not guest.up:
+                await self._moved(name, adopted.lift)
+                guest.up = True
+                self._accept(name, guest)
+            took_ms = round((time.perf_counter() - started) * 1e3, 3)
+        return m.Loaded(request.id, guest.opened.bytes, {request.verb: took_ms})
+
+    async def _moved(self, name: str, work: Callable[[], None]) -> None:
+        """Move on the loader thread. Raises OutOfMemory, LoadFailed."""
+        failed = await self._inside(name, MOVE_S, functools.partial(attempt.call, blame.while_loading, work))
+        if failed is not None:
+            attempt.log_cause(failed, name, "move")
+            raise failed from None  # its frames hold tensors
+
+    async def _rest(self, name: str) -> None:
+        """Return when nothing of ``name`` runs."""
+        while self._dispatcher.busy(name):
+            await asyncio.sleep(0.005)
 
     async def unload(self, request: m.Unload) -> m.Unloaded:
         """Wait until nothing of the model runs, then drop it."""
         guest = self._guests.pop(request.name, None)
         if guest is None:
             raise ModelNotFound(f"model {request.name!r} is not in this process")
-        while self._dispatcher.busy(request.name):
-            await asyncio.sleep(0.005)
-        self._dispatcher.close(request.name)
-        freed = guest.opened.bytes
-        await asyncio.get_running_loop().run_in_executor(self._loader, guest.opened.close)
-        return m.Unloaded(request.id, freed)
+        async with guest.moving:
+            await self._rest(request.name)
+            self._dispatcher.close(request.name)
+            await asyncio.get_running_loop().run_in_executor(self._loader, guest.opened.close)
+        return m.Unloaded(request.id, guest.opened.bytes)
 
     async def list(self, request: m.List) -> m.Page:
         """Return all guests; paging is the engine's business."""
@@ -154,7 +215,8 @@ class Child:
         guest = self._guests.get(request.name)
         if guest is None:
             raise ModelNotFound(f"model {request.name!r} is not in this process")
-        return m.Description(request.id, request.name, guest.url, "ready", "device", guest.opened.bytes)
+        tier = "device" if guest.up else "host"
+        return m.Description(request.id, request.name, guest.url, "ready", tier, guest.opened.bytes)
 
     async def ready(self, request: m.Ready) -> m.Status:
         """Return that the process is up."""
@@ -185,13 +247,14 @@ def _opener(device: str) -> Callable[[Path], Weights] | None:
     return open_weights
 
 
-async def _run(socket: Path, child_name: str, device: str, lanes: int, slots: list[watch.Slot]) -> None:
+async def _run(options: argparse.Namespace, slots: list[watch.Slot]) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
-    server = await serve(Child(device, lanes, slots), socket)
-    _log.info("%s is up", child_name)
-    pulse = loop.create_task(slots[lanes + 2].beat())
+    child = Child(options.device, options.lanes, slots, rehearsed=options.rehearsed)
+    server = await serve(child, options.socket)
+    _log.info("%s is up", options.name)
+    pulse = loop.create_task(slots[options.lanes + 2].beat())
     await ended.wait()
     pulse.cancel()
     server.close()
@@ -204,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, required=True, help="pid of the engine, with which this process ends")
     parser.add_argument("--name", default="guests", help="name in log lines")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
+    parser.add_argument("--rehearsed", action="store_true", help="the CPU stands for a device with memory of its own")
     parser.add_argument("--lanes", type=int, default=2, help="threads that run handlers")
     parser.add_argument("--page", type=Path, required=True, help="the page that the supervisor watches")
     parser.add_argument("--first-slot", type=int, required=True, help="this process's first place on it")
@@ -220,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     page = watch.Page(options.page)
     slots = [page.slot(options.first_slot + index, os.getpid()) for index in range(watch.BLOCK)]
     try:
-        uvloop.run(_run(options.socket, options.name, options.device, options.lanes, slots))
+        uvloop.run(_run(options, slots))
     except ServingError as error:
         _log.error("%s", error)
         return 1

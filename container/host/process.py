@@ -24,11 +24,15 @@ _START_S = 60.0
 
 
 class ChildProcess:
-    """One host child; ``start`` may be called again after ``on_death``. alone: it will hold one archive."""
+    """One host child; ``start`` may be called again after ``on_death``.
+
+    alone: it will hold one archive. rehearsed: ``device`` is the CPU, and stands for one with memory of its own.
+    """
 
     def __init__(
-        self, name: str, run_dir: Path, device: str, first_slot: int, python: str = sys.executable, *, alone: bool
-    ) -> None:
+        self, name: str, run_dir: Path, device: str, first_slot: int, python: str = sys.executable, *, alone: bool,
+        rehearsed: bool = False,
+    ) -> None:  # fmt: skip
         self.name = name
         #: The pid of the process that was started last, dead or alive.
         self.last_pid = 0
@@ -48,6 +52,7 @@ class ChildProcess:
             "--first-slot",
             str(first_slot),
             *(["--alone"] if alone else []),
+            *(["--rehearsed"] if rehearsed else []),
         ]
         self._environ = child_environment()
         self._process: asyncio.subprocess.Process | None = None

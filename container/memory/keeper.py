@@ -84,16 +84,16 @@ class Keeper:
                     self._easing[tier] = task
                     task.add_done_callback(lambda done, tier=tier: self._easing.pop(tier))  # type: ignore[misc]
 
-    def check_fit(self, name: str) -> None:
-        """Raise NoRoom if ``name``, larger than predicted, takes the tier over its limit and no sinking mends it."""
-        over = self.ledger.figures(Tier.DEVICE).over
-        if not over or (self._policy != "platform" and plan.fits(self.ledger, Tier.DEVICE, name)):
+    def check_fit(self, name: str, tier: Tier = Tier.DEVICE) -> None:
+        """Raise NoRoom if ``name``, larger than predicted, takes ``tier`` over its limit and no sinking mends it."""
+        over = self.ledger.figures(tier).over
+        if not over or (self._policy != "platform" and plan.fits(self.ledger, tier, name)):
             return
         why = "BERTH_EVICTION=platform forbids sinking others" if self._policy == "platform" else "others are pinned"
-        why = plan.short_machine(self.ledger.account(Tier.DEVICE)) or why
+        why = plan.short_machine(self.ledger.account(tier)) or why
         raise NoRoom(
             f"model {name!r} turned out to take {self.ledger.bytes(name)} bytes when it was loaded, {over} more than "
-            f"there is room for, and {why}; unload a model or raise BERTH_MEMORY_LIMIT"
+            f"there is room for on the {tier.value} tier, and {why}; unload a model or raise {plan.setting(tier)}"
         )
 
     async def fit(self, spared: str, tier: Tier = Tier.DEVICE) -> None:

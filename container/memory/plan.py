@@ -239,7 +239,8 @@ def _size(nbytes: int) -> str:
     return f"{nbytes} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
 
 
-def _setting(tier: Tier) -> str:
+def setting(tier: Tier) -> str:
+    """Return the name of the setting that limits ``tier``."""
     return "BERTH_MEMORY_LIMIT" if tier is Tier.DEVICE else "BERTH_HOST_MEMORY_LIMIT"
 
 
@@ -250,7 +251,7 @@ def _subject(name: str) -> str:
 def _larger(name: str, total: int, limit: int, tier: Tier) -> str:
     return (
         f"{_subject(name)} needs {_size(total)} and the limit of the {tier.value} tier is {_size(limit)}: it "
-        f"can never fit, whatever else is unloaded; raise {_setting(tier)} to at least "
+        f"can never fit, whatever else is unloaded; raise {setting(tier)} to at least "
         f"{total} bytes, or serve it in a smaller dtype"
     )
 
@@ -259,7 +260,7 @@ def _larger_beside(owner: str, total: int, ledger: Ledger, tier: Tier) -> str:
     limit = ledger.figures(tier).limit
     return (
         f"a request to {_subject(owner)} needs {_size(total)} beside the model's own {_size(ledger.bytes(owner))}, and "
-        f"the limit of the {tier.value} tier is {_size(limit)}: ask for less, or raise {_setting(tier)} to at least "
+        f"the limit of the {tier.value} tier is {_size(limit)}: ask for less, or raise {setting(tier)} to at least "
         f"{ledger.bytes(owner) + total} bytes"
     )
 
@@ -267,5 +268,5 @@ def _larger_beside(owner: str, total: int, ledger: Ledger, tier: Tier) -> str:
 def _no_room(name: str, missing: int, free: int, tier: Tier, why: str) -> str:
     return (
         f"{_subject(name)} needs {_size(missing)} on the {tier.value} tier, {_size(free)} are free, and {why}; "
-        f"unload a model or raise {_setting(tier)}"
+        f"unload a model or raise {setting(tier)}"
     )

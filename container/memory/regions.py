@@ -4,12 +4,11 @@
 
 Both consist of extents. The device's grows in a few large ones (so that what the models of host children need is not
 taken beforehand) and gives back those that are empty; several become one where what is asked for is larger than each.
-The host's is one reserved range of addresses of which 256 MiB at
-a time are faulted in and registered, the next ones in the background before they are needed; copies never cross such a
-step, because CUDA refuses to copy across two registrations. Where registering is refused, extents come from torch's
-own pinned allocator. Models of host children that keep a copy in RAM have it outside of these; for what they have
-(``HostRegion.outside_bytes``) empty steps at the end are given back. Nothing is allocated, locked or freed on the request
-path unless room runs out under it.
+The host's is one reserved range of addresses of which 256 MiB at a time are faulted in and registered, the next ones in
+the background before they are needed; copies never cross such a step, because CUDA refuses to copy across two
+registrations. Where registering is refused, extents come from torch's own pinned allocator. Models of host children
+that keep a copy in RAM have it outside of these; for what they have (``HostRegion.outside_bytes``) empty steps at the
+end are given back. Nothing is allocated, locked or freed on the request path unless room runs out under it.
 
 Thread-safe: slots change hands under a lock that is never held while memory is made.
 """

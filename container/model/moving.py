@@ -50,13 +50,19 @@ class Adopted:
         self._target = target
         self._rehearsed = rehearsed
         self._homes: dict[int, _Home] = {}
+        #: Whether all of it is known to lie in RAM.
+        self.in_ram = True
         self.bytes = adopt.measure(found.modules)
 
     def lift(self) -> None:
-        """Bring everything to the device, and inputs with it. Raises what torch does; then all of it is in RAM."""
+        """Bring everything to the device, and inputs with it.
+
+        Raises what torch does; then all of it is in RAM, unless that failed, too (``in_ram``).
+        """
         torch: Any = imported("torch")
         weights = {id(weight) for module in self._modules for weight in module.parameters()}
         copies: dict[int, Tensor] = {}
+        self.in_ram = False
         try:
             with torch.no_grad():
                 for module in self._modules:
@@ -76,6 +82,7 @@ class Adopted:
                 module._apply(self._down)
         self._homes.clear()
         self._direct(None)
+        self.in_ram = True
         if self._target.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -156,6 +163,7 @@ def together(parts: Sequence[Adopted | None]) -> Adopted | None:
     made = Adopted(found, first._target, rehearsed=first._rehearsed)
     for part in whole:
         made._homes |= part._homes
+    made.in_ram = False
     return made
 
 

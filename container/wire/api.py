@@ -1,4 +1,4 @@
-"""The seven verbs, as both ends see them.
+"""The verbs, as both ends see them.
 
 The engine serves this to the fronts, and a host child serves it to the engine; ``wire/client.Client`` is the same thing
 at the other end of the socket.
@@ -35,6 +35,9 @@ class Service(Protocol):
 
     async def attach(self, request: m.Attach, respond: Respond) -> m.Loaded:
         """Load a model for as long as the peer of ``respond`` is connected, or join those for whom it is."""
+
+    async def move(self, request: m.Move) -> m.Loaded:
+        """Move a model between the device and RAM."""
 
     async def unload(self, request: m.Unload) -> m.Unloaded:
         """Drain a model, free it, forget it."""

@@ -6,6 +6,8 @@ Deadlines are seconds of CLOCK_MONOTONIC, which all processes of one machine sha
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from container.errors import Failure
@@ -38,6 +40,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Register ``name`` from folder ``url`` and bring it up. ``manifest``: already described (engine to child).
 
     origin: the archive that ``url`` was unpacked from when the server started; it is shown in the folder's stead.
+    keep: what is moved to the device may keep its copy in RAM (engine to child).
     """
 
     id: int
@@ -45,6 +48,7 @@ class Load(msgspec.Struct, frozen=True, array_like=True, tag=2):
     url: str
     manifest: bytes = b""
     origin: str = ""
+    keep: bool = False
 
 
 class Unload(msgspec.Struct, frozen=True, array_like=True, tag=3):
@@ -107,6 +111,18 @@ class Attach(msgspec.Struct, frozen=True, array_like=True, tag=11):
     url: str
 
 
+class Move(msgspec.Struct, frozen=True, array_like=True, tag=12):
+    """Engine to child: move ``name``, which was loaded as movable, once nothing of it runs. Reply: Loaded.
+
+    lower: to RAM. lift: to the device, back from there. forget: it stays on the device, and its copy in RAM goes.
+    What is there already is left as it is.
+    """
+
+    id: int
+    name: str
+    verb: Literal["lower", "lift", "forget"]
+
+
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=32):
     """What came of an Invoke."""
 
@@ -117,13 +133,15 @@ class Answer(msgspec.Struct, frozen=True, array_like=True, tag=32):
 class Loaded(msgspec.Struct, frozen=True, array_like=True, tag=33):
     """The model answers. ``bytes`` measured; ``times_ms`` by phase (describe, import, read, ...).
 
-    example: a request that it takes, None if its code names none.
+    example: a request that it takes, None if its code names none. movable_bytes: part of ``bytes`` that keeps its copy
+    in RAM (Load.keep) and can be moved between it and the device; 0 = it is opaque, and can only be unloaded.
     """
 
     id: int
     bytes: int
     times_ms: dict[str, float] = {}
     example: Payload | None = None
+    movable_bytes: int = 0
 
 
 class Unloaded(msgspec.Struct, frozen=True, array_like=True, tag=34):
@@ -268,5 +286,5 @@ class Fatal(msgspec.Struct, frozen=True, array_like=True, tag=68):
 
 
 Control = Registered | Marked | Forgotten | Begin | Up | Fatal
-Request = Hello | Invoke | Load | Unload | List | Describe | Cancel | Ready | Stats | Drain | Counts | Attach
+Request = Hello | Invoke | Load | Unload | List | Describe | Cancel | Ready | Stats | Drain | Counts | Attach | Move
 Reply = Answer | Loaded | Unloaded | Page | Description | Status | Figures | Failed | Chunk
