@@ -18,7 +18,7 @@ import pytest
 
 from container.memory.reading import Source
 from tests.makers import tiny_bert
-from tests.server import Server, running, write_handler
+from tests.server import Server, running, write_handler, write_script
 
 MODELS = 8
 ON_DEVICE = 2
@@ -32,6 +32,32 @@ class Echo(Handler):
     def predict(self, batch):
         return batch
 """
+
+#: Notes each load in a file beside its folder, and counts its calls in a buffer.
+COUNTS = """
+import torch
+from pathlib import Path
+
+class Net(torch.nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.net = torch.nn.Linear(size, size, bias=False)
+        self.net.weight.data.fill_(2)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.net(x).sum() + self.calls
+
+def model_fn(model_dir):
+    with (Path(model_dir).parent / "loads").open("a") as loads:
+        print("loaded", file=loads)
+    return Net(128)
+
+def predict_fn(data, model):
+    return model(torch.ones(128)).item()
+"""
+COUNTS_BYTES = 128 * 128 * 4 + 4
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +284,28 @@ def test_authors_models_share_the_room_with_blocks(tmp_path: Path) -> None:
         before = server.invoke("bert", QUESTION).json()
         assert server.invoke("echo", [1]).json() == [1]
         assert server.invoke("bert", QUESTION).json() == before
+
+
+def test_authors_modules_are_moved_and_their_code_loads_once(tmp_path: Path) -> None:
+    """Room for one on the device: each call lowers one model and lifts the other."""
+    room = {"BERTH_MEMORY_LIMIT": str(COUNTS_BYTES * 3 // 2), "BERTH_HOST_MEMORY_LIMIT": str(COUNTS_BYTES * 3)}
+    with running(tmp_path, BERTH_DEVICE="sim:1GiB@1GB/s", **room) as server:
+        files = [server.folder(name).parent / "loads" for name in "ab"]
+        for name in "ab":
+            os.utime(write_script(server.folder(name), COUNTS) / "code" / "inference.py", (1e9, 1e9))
+            server.load(name).raise_for_status()
+        for call in range(1, 11):
+            for name, other in ("ab", "ba"):
+                assert server.invoke(name, 0).raise_for_status().json() == 2 * 128 * 128 + call
+                assert tiers(server) == {name: "device", other: "host"}
+                assert booked(server) == {"device used": COUNTS_BYTES, "host used": 2 * COUNTS_BYTES}
+        assert [file.read_text() for file in files] == ["loaded\n"] * 2
+        os.kill(server.pid_of("guests"), signal.SIGKILL)
+        assert server.invoke("a", 0).raise_for_status().json() == 2 * 128 * 128 + 1, "it went with its process"
+        assert booked(server) == {"device used": COUNTS_BYTES, "host used": COUNTS_BYTES}
+        assert server.unload("b").json()["freedBytes"] == 0
+        assert server.unload("a").json()["freedBytes"] == 2 * COUNTS_BYTES
+        assert booked(server) == {}
 
 
 def test_models_of_all_sizes_come_and_go_without_one_wrong_answer(tmp_path: Path) -> None:
