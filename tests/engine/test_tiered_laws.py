@@ -1,4 +1,4 @@
-"""The ledger and the blocks behind it, moved by the real residence over a small device: they always say the same."""
+"""The ledger and what lies behind it, moved by the real residence over a small device: they always say the same."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from safetensors.torch import save_file
 
 from container.archive.manifest import Manifest
+from container.engine.children import ChildRunner
 from container.engine.lifecycle import Life, Residency
 from container.engine.models import Model, Registry
+from container.engine.runners import Up
 from container.engine.tier_runner import TierRunner
 from container.engine.tiered import TieredResidence
-from container.errors import LoadFailed, MemoryBusy
+from container.errors import LoadFailed, MemoryBusy, Restarting, ServingError
 from container.handler import Handler
 from container.memory import prints, regions
 from container.memory.arena import Event
 from container.memory.blocks import Blocks
 from container.memory.device import Piece
 from container.memory.keeper import Keeper
-from container.memory.ledger import Ledger, Tier
+from container.memory.ledger import Ledger, Segment, Tier
 from container.memory.regions import DeviceRegion, HostRegion
 from container.memory.sim import SimDevice
 from container.memory.tokenizers import Tokenizers
-from container.model import opening
+from container.model import moving, opening
+from container.model.moving import Adopted
+from container.wire import messages as m
 
 KIB = 1 << 10
 #: name -> KiB of its trunk, which those of one number share, and of what is its own.
@@ -46,6 +50,9 @@ SIZES = {
     "lean": (0.5, 0),
     "huge": (0.5, 15.25),
 }
+#: Authors' models: KiB of their weights. The last one cannot be moved.
+GUESTS = {"guest0": 2, "guest1": 2.5, "guest2": 6, "opaque": 3}
+NAMES = sorted({*SIZES, *GUESTS})
 #: Which of those that there are: drawn without a look at them, for threads make them differ from run to run.
 NUMBERS = st.integers(0, 99)
 ON_DEVICE, IN_RAM = 16 * KIB, 21 * KIB
@@ -97,11 +104,72 @@ class Runner(TierRunner):
         return opening.Opened(Handler(), 0, {}, lambda: None)
 
 
+class Guests(ChildRunner):
+    """The real one with its child in this process: real modules, moved between two places in RAM."""
+
+    def __init__(self, device: Device) -> None:
+        self._here: set[str] = set()
+        self._blamed: dict[str, ServingError] = {}
+        self._device = device
+        self.modules: dict[str, torch.nn.Linear] = {}
+        self.adopted: dict[str, Adopted] = {}
+        self.homes: dict[str, int] = {}
+
+    def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
+        return [Segment(name, int(GUESTS[name] * KIB))]
+
+    def _check(self) -> None:
+        if self._device.broken:
+            raise LoadFailed("CUDA error: invalid argument")
+
+    async def bring_up(self, name: str, manifest: Manifest, *, keep: bool = False) -> Up:
+        await asyncio.sleep(0)
+        self._check()
+        module = torch.nn.Linear(int(GUESTS[name] * KIB / 4), 1, bias=False)
+        with torch.no_grad():
+            module.weight.fill_(NAMES.index(name))
+        self.homes[name] = module.weight.data_ptr()
+        self.modules[name], self._here = module, self._here | {name}
+        movable = keep and name != "opaque"
+        if movable:
+            adopted = moving.adopt_all(module, "cpu", rehearsed=True)
+            assert adopted is not None
+            self.adopted[name] = adopted
+        return Up(self.prepare(name, manifest, 0), {}, movable=movable)
+
+    async def _move(self, name: str, verb: str) -> m.Loaded:
+        await asyncio.sleep(0)
+        if name not in self._here:
+            raise Restarting("its process died", retry_after_s=1.0)
+        if verb != "forget":
+            self._check()
+        getattr(self.adopted[name], verb)()
+        if verb == "forget":
+            del self.adopted[name]
+        return m.Loaded(0, 0)
+
+    async def put_down(self, name: str, *, keep: bool = False) -> None:
+        await asyncio.sleep(0)
+        self._here.discard(name)
+        self.modules.pop(name, None)
+        self.adopted.pop(name, None)
+
+    def die(self) -> list[str]:
+        lost, self._here = sorted(self._here), set()
+        self.modules.clear()
+        self.adopted.clear()
+        return lost
+
+
 class Tiers(RuleBasedStateMachine):
-    """Models of all sizes, some with one trunk, are loaded, called, sunk and unloaded; some moves fail."""
+    """Models of all sizes, some with one trunk, are loaded, called, sunk and unloaded; some moves fail.
+
+    Among them are authors' models, whose process dies now and then.
+    """
 
     folder: Path
     most_users = 0
+    lifts = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,13 +181,16 @@ class Tiers(RuleBasedStateMachine):
         self.models = Registry()
         self.keeper = Keeper(self.ledger, lambda name, tier: self.residence.sink(name, tier), "sink")
         self.runner = Runner(NoLanes(), LOADERS, MOVERS, self.blocks, lambda name: 0, Tokenizers(share=True))  # type: ignore[arg-type]
+        self.guests = Guests(self.device)
+        self.changed: set[str] = set()
         self.residence = TieredResidence(self.models, self.keeper, self.runner)
-        self.residence.look = self.look
+        self.residence.look, self.residence.is_as_it_was = self.look, self.is_as_it_was
 
     def teardown(self) -> None:
         for model in self.models.all():
             self.forget(model)
         assert (self.blocks._blocks, self.blocks._prints.blocks) == ({}, {})
+        assert (self.guests.modules, self.guests.adopted, self.blocks.host.outside_bytes) == ({}, {}, 0)
         assert self.blocks.host.used_bytes == self.blocks.on_device.used_bytes == 0
         self.do(self.residence.trim())
         assert self.device.free_bytes() == ON_DEVICE
@@ -130,12 +201,17 @@ class Tiers(RuleBasedStateMachine):
 
     async def look(self, model: Model) -> None:
         model.manifest = Manifest("folder", str(self.folder / model.name))
-        model.runner = self.runner
-        segments = self.runner.prepare(model.name, model.manifest, 0)
+        model.runner = self.guests if model.name in GUESTS else self.runner
+        segments = model.runner.prepare(model.name, model.manifest, 0)
+        self.changed.discard(model.name)
         if model.name in self.ledger:
             self.ledger.recut(model.name, segments)
         else:
             self.ledger.add(model.name, segments)
+
+    async def is_as_it_was(self, model: Model) -> bool:
+        await asyncio.sleep(0)
+        return model.name not in self.changed
 
     def model(self, name: str) -> Model:
         """Return ``name``, loaded if it was not known: what rises then is a first load."""
@@ -151,8 +227,10 @@ class Tiers(RuleBasedStateMachine):
         model = self.model(name)
         try:
             if model.residency is not Residency.DEVICE:
+                if model.residency is Residency.HOST and name in GUESTS and name not in self.changed:
+                    Tiers.lifts += 1
                 await self.residence.rise(model, time.monotonic() + within_s)
-        except (MemoryBusy, LoadFailed):
+        except (MemoryBusy, LoadFailed, Restarting):
             if model.life is Life.LOADING:
                 self.ledger.drop(name)
                 self.models.remove(name)
@@ -166,7 +244,8 @@ class Tiers(RuleBasedStateMachine):
     def forget(self, model: Model) -> None:
         self.residence.unhold(model)
         self.do(self.residence.leave(model.name))
-        self.do(self.runner.put_down(model.name))
+        if model.runner is not None:
+            self.do(model.runner.put_down(model.name))
         self.ledger.drop(model.name)
         self.models.remove(model.name)
 
@@ -174,19 +253,19 @@ class Tiers(RuleBasedStateMachine):
     def held(self) -> bool:
         return any(model.held for model in self.models.all())
 
-    @rule(name=st.sampled_from(sorted(SIZES)))
+    @rule(name=st.sampled_from(NAMES))
     def call(self, name: str) -> None:
         """Whatever lies where: where nothing is in use, everything that the limit allows comes up."""
         assert self.do(self.rise(name, 0.03 if self.held else 5.0)) or self.held
 
-    @rule(names=st.sets(st.sampled_from(sorted(SIZES)), min_size=2, max_size=4))
+    @rule(names=st.sets(st.sampled_from(NAMES), min_size=2, max_size=4))
     def call_at_once(self, names: set[str]) -> None:
         async def all_of_them() -> None:
             await asyncio.gather(*(self.rise(name, 0.1) for name in sorted(names)))
 
         self.do(all_of_them())
 
-    @rule(name=st.sampled_from(sorted(SIZES)))
+    @rule(name=st.sampled_from(NAMES))
     def call_in_vain(self, name: str) -> None:
         """The copy fails, where it comes that far."""
         there = self.models.get(name)
@@ -194,7 +273,8 @@ class Tiers(RuleBasedStateMachine):
         self.device.broken = True
         came = self.do(self.rise(name, 0.03))
         self.device.broken = False
-        shared = came and not up and all(len(self.owners(block)) > 1 for block in self.blocks_of(name))
+        known = name not in GUESTS
+        shared = known and came and not up and all(len(self.owners(block)) > 1 for block in self.blocks_of(name))
         assert came == up or shared, "only what others have there already needs no copy"
 
     @rule(number=NUMBERS, tier=st.sampled_from([Tier.DEVICE, Tier.HOST]))
@@ -223,6 +303,41 @@ class Tiers(RuleBasedStateMachine):
         if there:
             self.forget(self.models.known(there[number % len(there)]))
 
+    @rule(name=st.sampled_from(sorted(GUESTS)), others=st.sets(st.sampled_from(NAMES), max_size=2))
+    def come_and_go(self, name: str, others: set[str]) -> None:
+        """A guest sinks while others rise, and rises again."""
+
+        async def both() -> None:
+            model = self.models.get(name)
+            if await self.rise(name, 0.05) and (model is None or not model.held):
+                await asyncio.gather(
+                    self.residence.sink(name), *(self.rise(other, 0.05) for other in sorted(others - {name}))
+                )
+                await self.rise(name, 0.05)
+
+        self.do(both())
+
+    @rule()
+    def guests_die(self) -> None:
+        for name in self.guests.die():
+            self.residence.lost(self.models.known(name))
+
+    @rule(names=st.sets(st.sampled_from(NAMES), min_size=1, max_size=3))
+    def die_while_they_rise(self, names: set[str]) -> None:
+        async def both() -> None:
+            rising = asyncio.gather(*(self.rise(name, 0.03) for name in sorted(names)))
+            for _ in range(len(names)):
+                await asyncio.sleep(0)
+            for name in self.guests.die():
+                self.residence.lost(self.models.known(name))
+            await rising
+
+        self.do(both())
+
+    @rule(name=st.sampled_from(sorted(GUESTS)))
+    def change(self, name: str) -> None:
+        self.changed.add(name)
+
     @rule()
     def trim(self) -> None:
         self.do(self.residence.trim())
@@ -240,8 +355,11 @@ class Tiers(RuleBasedStateMachine):
         for tier, region in regions_of.items():
             sums = self.ledger.figures(tier)
             assert (sums.reserved, sums.leaving, sums.over) == (0, 0, 0)
-            assert region.used_bytes == sums.used
+            guests = sum(self.ledger.bytes(name) for name in self.ledger.used_by(tier) if name in GUESTS)
+            assert region.used_bytes + guests == sums.used
             assert region.capacity <= region.limit
+            if region is self.blocks.host:
+                assert self.blocks.host.outside_bytes == guests
             for extent in region._extents:
                 extent.arena.check()
             for block in self.blocks._blocks.values():
@@ -256,22 +374,36 @@ class Tiers(RuleBasedStateMachine):
         for model in self.models.all():
             lies = {Residency.DEVICE: Tier.DEVICE, Residency.HOST: Tier.HOST, Residency.DISK: Tier.DISK}
             assert self.ledger.tier(model.name) is lies[model.residency], model.story
-            if model.residency is Residency.DEVICE:
+            if model.name in GUESTS:
+                self.check_guest(model)
+            elif model.residency is Residency.DEVICE:
                 views = self.blocks._models[model.name].views
                 assert views.keys() == EXPECTED[model.name].keys()
                 assert all(torch.equal(views[part], EXPECTED[model.name][part]) for part in views), model.name
+
+    def check_guest(self, model: Model) -> None:
+        """It is where it says, and has a copy in RAM where one is booked."""
+        name, in_ram = model.name, model.name in self.ledger.used_by(Tier.HOST)
+        assert (name in self.guests.modules) == (model.residency is not Residency.DISK), str(model.story)
+        assert (name in self.guests.adopted) == in_ram, str(model.story)
+        if name in self.guests.modules:
+            weight = self.guests.modules[name].weight
+            assert torch.all(weight == NAMES.index(name))
+            at_home = weight.data_ptr() == self.guests.homes[name]
+            assert not in_ram or at_home == (model.residency is Residency.HOST), str(model.story)
 
 
 def test_thousands_of_steps_keep_the_ledger_and_the_arenas_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regions, "STEP_BYTES", KIB)  # the device has eight extents of 2 KiB
     monkeypatch.setattr(prints, "LEAST_BYTES", 256)
-    Tiers.most_users = 0
+    Tiers.most_users = Tiers.lifts = 0
     with tempfile.TemporaryDirectory() as folder:
         Tiers.folder = Path(folder)
         for name, weights in EXPECTED.items():
             (Tiers.folder / name).mkdir()
             save_file(weights, Tiers.folder / name / "model.safetensors")
         # Not shrunk: a rise that fails does so at its deadline, and threads take turns as they like.
-        budget = settings(max_examples=60, stateful_step_count=50, deadline=None, phases=[Phase.generate])
+        budget = settings(max_examples=100, stateful_step_count=50, deadline=None, phases=[Phase.generate])
         run_state_machine_as_test(Tiers, settings=budget)
     assert Tiers.most_users > 2, "trunks were shared"
+    assert Tiers.lifts > 50
