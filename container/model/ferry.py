@@ -69,6 +69,15 @@ class Ferry:
         self.device: Any = None
         self._local = threading.local()
 
+    def __getstate__(self) -> Any:
+        """Return what goes along when an author copies or pickles the module."""
+        return (self.device,)
+
+    def __setstate__(self, state: Any) -> None:
+        """Be the ferry of a copy."""
+        (self.device,) = state
+        self._local = threading.local()
+
     def go(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the inputs of a call where the weights are; nested calls get theirs as they are."""
         trips: list[Any] = self._local.__dict__.setdefault("trips", [])

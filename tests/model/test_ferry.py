@@ -1,4 +1,6 @@
 import collections
+import copy
+import pickle
 
 import pytest
 import torch
@@ -76,6 +78,23 @@ def test_inputs_of_torchscript_which_takes_no_hooks_go_to_the_weights_too():
     there.forget()
     ferry.of(module).device = None
     assert not module(torch.zeros(1, 2))
+
+
+def test_an_author_may_copy_and_pickle_a_module_that_was_placed():
+    class Where(nn.Module):
+        def forward(self, x):
+            return x.device.type
+
+    module = Where()
+    placed(module, "meta")
+    twin = copy.deepcopy(module)
+    assert twin(torch.zeros(1)) == "meta"
+    ferry.of(module).device = None
+    assert (module(torch.zeros(1)), twin(torch.zeros(1))) == ("cpu", "meta")
+    net = nn.Linear(1, 1)
+    placed(net, "cpu")
+    ferry.of(net).device = None
+    assert pickle.loads(pickle.dumps(net))(torch.ones(1, 1)) == net(torch.ones(1, 1))
 
 
 def test_moving_keeps_types_and_gives_back_what_need_not_move():
