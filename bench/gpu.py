@@ -34,10 +34,14 @@ from bench.gpu_stage import (
     MIB,
     TINY,
     Stage,
+    adopt,
+    allocated,
     answer,
+    ask,
     bandwidth,
     by_hand,
     bytes_of,
+    modules,
     rise,
     rise_beside_work,
     stage_in,
@@ -128,7 +132,39 @@ def correctness(stage: Stage, report: Report) -> None:
         small.close(name)
         stage.blocks.close(name)
     assert small.on_device.used_bytes == stage.blocks.host.used_bytes == 0, "bytes did not come back"
-    report.tables.append(Table("Correctness", ("what", "found"), [("50 random sinks and rises", "all answers equal")]))
+    rows = [("50 random sinks and rises", "all answers equal"), ("the same of authors' modules", adopted(stage))]
+    report.tables.append(Table("Correctness", ("what", "found"), rows))
+
+
+def adopted(stage: Stage) -> str:
+    """50 random sinks and rises of authors' modules, each answer and each buffer against one that stays up."""
+    pairs = [(adopt(stage, one), adopt(stage, other)) for one, other in zip(modules(), modules(), strict=True)]
+    for pair in pairs:
+        for module, moved in pair:
+            ask(module, 0)  # what libraries keep from their first call on is there now
+            moved.lower()
+    before = allocated(stage)
+    for pair in pairs:
+        for _, moved in pair:
+            moved.lift()
+    generator = random.Random(2)
+    for step in range(50):
+        (module, moved), (still, _) = pairs[generator.randrange(len(pairs))]
+        moved.lower()
+        if generator.random() < 0.5:  # its home was given up, and is another from here on
+            moved.lift()
+            moved.forget()
+            moved.lower()
+        moved.lift()
+        got, expected = ask(module, step), ask(still, step)
+        assert torch.allclose(got, expected, atol=2e-3), f"step {step}: {type(module).__name__} answers differently"
+        for (name, one), other in zip(module.named_buffers(), still.buffers(), strict=True):
+            assert torch.allclose(one, other, atol=2e-3), f"step {step}: {name} holds something else"
+    for (_, moved), (_, also) in pairs:
+        moved.lower()
+        also.lower()
+    assert allocated(stage) == before, "bytes of authors' modules did not come back"
+    return "all answers and buffers equal"
 
 
 def limits(stage: Stage, report: Report) -> None:

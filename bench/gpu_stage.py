@@ -19,6 +19,7 @@ from container.memory.cuda import CudaDevice
 from container.memory.device import Device
 from container.memory.regions import DeviceRegion, HostRegion
 from container.memory.sim import SimDevice
+from container.model.moving import Adopted, adopt_all
 from container.nets import bert
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -103,6 +104,38 @@ def answer(stage: Stage, weights: Any, name: str) -> torch.Tensor:
     ids = (torch.arange(_IDS) * 7 % config.vocab_size).view(1, -1).to(stage.device.compute)
     with torch.inference_mode():
         return bert.forward(weights, layout, ids)[0].mean(0).float().cpu()
+
+
+def modules() -> list[torch.nn.Module]:
+    """Return what authors' code may build: buffers that learn, tied weights, what CUDA lays out anew, a script."""
+    torch.manual_seed(1)
+    tied = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    tied[1].weight = tied[0].weight
+    learning = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.BatchNorm1d(64)).train()
+    made = [tied, learning, torch.nn.LSTM(64, 64), torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU())]
+    scripted: Any = torch.jit.script(made.pop())  # type: ignore[no-untyped-call]
+    return [*made, scripted]
+
+
+def adopt(stage: Stage, module: torch.nn.Module) -> tuple[torch.nn.Module, Adopted]:
+    """Bring ``module`` to the device as that of an archive's code."""
+    adopted = adopt_all(module, stage.device.compute, rehearsed=not stage.real)
+    assert adopted is not None, f"{type(module).__name__} cannot be moved"
+    return module, adopted
+
+
+def ask(module: torch.nn.Module, seed: int) -> torch.Tensor:
+    """Return what ``module`` makes of eight random vectors, on the CPU."""
+    with torch.no_grad():
+        output = module(torch.randn(8, 64, generator=torch.Generator().manual_seed(seed)))
+    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    assert found.device.type == "cpu", "the answer is not where the inputs were"
+    return found
+
+
+def allocated(stage: Stage) -> int:
+    """Return the bytes of tensors on the device; 0 where it is rehearsed."""
+    return torch.cuda.memory_allocated() if stage.real else 0
 
 
 def by_hand(stage: Stage, name: str) -> dict[str, torch.Tensor]:
