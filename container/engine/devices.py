@@ -59,7 +59,10 @@ def free(known: Known, ledger: Ledger) -> dict[Tier, Callable[[], int]]:
 
 
 def free_under(device: Device, blocks: Blocks) -> dict[Tier, Callable[[], int]]:
-    """Return the same for a device and the RAM under it: what the arenas have and nobody uses is for models."""
+    """Return the same for a device and the RAM under it: what the arenas have and nobody uses is for models.
+
+    Models of host children can have of it only what is given back (``regions``): the rest counts for them all the same.
+    """
     host, on_device = blocks.host, blocks.on_device
     return {
         Tier.DEVICE: lambda: device.free_bytes() + on_device.capacity - on_device.used_bytes,

@@ -177,7 +177,7 @@ class TieredResidence(Residence):
     async def _keep_room(self, model: Model) -> None:
         """Reserve room in RAM if it is to be had at once; a model of a child needs none if it never sinks."""
         in_child = isinstance(model.runner, ChildRunner)
-        if in_child and self._ledger.entry(model.name).pinned:
+        if in_child and (self._ledger.entry(model.name).pinned or not self._keeper.sinks):
             return
         try:
             await self._keeper.reserve(model.name, 0.0, Tier.HOST)

@@ -1,7 +1,7 @@
 """A host child: authors' code in a process of its own, behind the same verbs as the engine.
 
 Started by ``host/process``; ends when the engine's connection does. It imports no torch unless an archive does.
-Does not cover: which models are here and for how long; the engine decides, by load and unload.
+Does not cover: which models are here, where they lie and for how long; the engine decides, by load, move and unload.
 """
 
 from __future__ import annotations

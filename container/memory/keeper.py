@@ -46,6 +46,11 @@ class Keeper:
         #: Lets what is kept for nobody go as far as it takes more than these bytes; called after each plan.
         self.give_way: Callable[[int], None] = lambda free_bytes: None
 
+    @property
+    def sinks(self) -> bool:
+        """Whether models give way to others at all."""
+        return self._policy != "platform"
+
     async def reserve(self, name: str, deadline_s: float, tier: Tier = Tier.DEVICE) -> None:
         """Reserve the bytes of ``name`` on ``tier``, sinking idle models as planned.
 

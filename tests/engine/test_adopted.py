@@ -19,6 +19,7 @@ import torch
 
 from container.engine.lifecycle import Residency
 from container.engine.main import Parts
+from container.errors import BadRequest
 from container.memory.ledger import Tier
 from container.model import watch
 from container.payload import Payload
@@ -244,12 +245,22 @@ def test_a_model_that_ram_has_no_room_for_is_dropped_whole(tmp_path: Path) -> No
     run(tmp_path, scenario, BERTH_HOST_MEMORY_LIMIT=str(BYTES - 1))
 
 
-def test_a_pinned_model_takes_no_room_in_ram(tmp_path: Path) -> None:
-    folder = write(tmp_path, "pinned", pin=True)
+@pytest.mark.parametrize("why", ["pinned", "platform"])
+def test_what_never_sinks_takes_no_room_in_ram(why: str, tmp_path: Path) -> None:
+    folder = write(tmp_path, "stays", pin=why == "pinned")
+    policy = {"BERTH_EVICTION": "platform"} if why == "platform" else {}
 
     async def scenario(parts: Parts) -> None:
         await load(parts, folder)
         assert booked(parts) == {"device": BYTES}
+
+    run(tmp_path, scenario, **policy)
+
+
+def test_nobody_but_the_engine_moves_models(tmp_path: Path) -> None:
+    async def scenario(parts: Parts) -> None:
+        with pytest.raises(BadRequest, match="by the engine"):
+            await parts.engine.move(m.Move(1, "any", "lower"))
 
     run(tmp_path, scenario)
 
