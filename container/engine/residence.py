@@ -72,7 +72,7 @@ class Residence:
         """Take ``model``, whose files or place changed, from the device once nothing of it runs; it can rise anew."""
         while model.held:
             await asyncio.sleep(0.001)
-        await self.leave(model.name)
+        await asyncio.shield(self.leave(model.name))  # an unload gives this up, and waits for the end of what began
         if model.name in self._moving:
             self._moving.discard(model.name)
             model.runner = None  # which keeps nothing of authors' models; the next ``look`` chooses another

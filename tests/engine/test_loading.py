@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
+from container.engine import loading
 from container.engine.main import Parts
 from container.errors import Failure, NoRoom
 from container.front.errors import status_of
@@ -72,5 +74,36 @@ def test_a_file_that_cannot_be_mapped_when_its_model_rises_again_is_507_and_no_f
         assert isinstance(answer, m.Answer)
         assert isinstance(answer.result, Payload), "the model is as it was"
         await parts.engine.unload(m.Unload(1, "bert"))
+
+    run(tmp_path, scenario)
+
+
+def test_a_model_that_is_unloaded_while_it_leaves_its_changed_files_is_gone_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "DRAIN_S", 0.05)
+    folder = old_bert(tmp_path)
+
+    async def scenario(parts: Parts) -> None:
+        await parts.engine.load(m.Load(1, "bert", str(folder)))
+        leaving, may_go = asyncio.Event(), asyncio.Event()
+        put_down = parts._lanes.put_down
+
+        async def slowly(name: str, *, keep: bool = False) -> None:
+            leaving.set()
+            await may_go.wait()
+            await put_down(name, keep=keep)
+
+        monkeypatch.setattr(parts._lanes, "put_down", slowly)
+        os.utime(folder / "model.safetensors", (1e9 + 1, 1e9 + 1))
+        asked = asyncio.ensure_future(ask(parts, "bert"))
+        await leaving.wait()
+        unloading = asyncio.ensure_future(parts.engine.unload(m.Unload(1, "bert")))
+        answer = await asked
+        assert isinstance(answer, m.Answer)
+        assert isinstance(answer.result, Failure)
+        may_go.set()
+        await asyncio.wait_for(unloading, 10)
+        assert (parts.models.get("bert"), len(parts.keeper.ledger)) == (None, 0)
 
     run(tmp_path, scenario)
