@@ -21,6 +21,7 @@ from container import log
 from container.archive.manifest import Manifest
 from container.errors import ServingError
 from container.handler import Context, Weights
+from container.memory import pages
 from container.memory.known import Known
 from container.memory.ledger import Segment
 from container.memory.tokenizers import Tokenizers
@@ -34,6 +35,8 @@ _Result = TypeVar("_Result")
 
 #: To unmap no more than this takes less time (50 us) than to have another thread do it.
 LITTLE_BYTES = 4 << 20
+#: So often at most memory between allocations is looked for.
+TIDY_S = 0.5
 #: Threads that have one file read ahead: the disk rests while the only one makes room in the page cache.
 READERS = 2
 
@@ -179,6 +182,7 @@ class LaneRunner(OnLanes):
         self._known = known
         self._opened: dict[str, _Open] = {}
         self._joins: list[Future[list[str]]] = []
+        self._tidied_s = 0.0
 
     def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
         """See Runner: exact, and less what others have already."""
@@ -236,13 +240,21 @@ class LaneRunner(OnLanes):
     async def join(self, name: str) -> dict[str, list[Segment]]:
         """See Runner. One after the other, on a thread of its own."""
         if self._known.is_whole(name):
+            self._tidy()
             return {}
         joining = self._sharer.submit(self._known.join, name)
         self._joins = [*(one for one in self._joins if not one.done()), joining]
         changed = await asyncio.wrap_future(joining)
+        self._tidy()
         # Asked now, on the loop: what was put down meanwhile has none.
         found = {one: segments for one in changed if (segments := self._known.segments(one))}
         return {one: segments + self.tokenizers.segments(one) for one, segments in found.items()}
+
+    def _tidy(self) -> None:
+        """Give back what loads leave free between what they keep, 30 KiB each; now and then, in the background."""
+        if time.monotonic() > self._tidied_s + TIDY_S:
+            self._tidied_s = time.monotonic()
+            self._sharer.submit(pages.trim_heap)
 
     async def put_down(self, name: str, *, keep: bool = False) -> None:
         """Close the handler, or let it rest; its weights are unmapped when this returns."""

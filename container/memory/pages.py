@@ -75,6 +75,12 @@ def advise(start: int, size: int, advice: int) -> bool:
     return bool(_libc.madvise(start, size, advice) == 0)
 
 
+def trim_heap() -> None:
+    """Give whole pages that lie free between allocations back; half a millisecond after a load. Only glibc can."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(ctypes.c_size_t(0))
+
+
 def _aligned(size: int) -> int:
     """Return the address of ``size`` bytes of nothing yet, at a huge page."""
     size += -size % mmap.PAGESIZE
