@@ -35,8 +35,8 @@ _Result = TypeVar("_Result")
 
 #: To unmap no more than this takes less time (50 us) than to have another thread do it.
 LITTLE_BYTES = 4 << 20
-#: So often at most memory between allocations is looked for.
-TIDY_S = 0.5
+#: So long after a load memory that it left between allocations is given back.
+TIDY_S = 3.0
 #: Threads that have one file read ahead: the disk rests while the only one makes room in the page cache.
 READERS = 2
 
@@ -182,7 +182,7 @@ class LaneRunner(OnLanes):
         self._known = known
         self._opened: dict[str, _Open] = {}
         self._joins: list[Future[list[str]]] = []
-        self._tidied_s = 0.0
+        self._tidying: asyncio.TimerHandle | None = None
 
     def prepare(self, name: str, manifest: Manifest, known_bytes: int) -> list[Segment]:
         """See Runner: exact, and less what others have already."""
@@ -240,21 +240,27 @@ class LaneRunner(OnLanes):
     async def join(self, name: str) -> dict[str, list[Segment]]:
         """See Runner. One after the other, on a thread of its own."""
         if self._known.is_whole(name):
-            self._tidy()
+            self._tidy_soon()
             return {}
         joining = self._sharer.submit(self._known.join, name)
         self._joins = [*(one for one in self._joins if not one.done()), joining]
         changed = await asyncio.wrap_future(joining)
-        self._tidy()
+        self._tidy_soon()
         # Asked now, on the loop: what was put down meanwhile has none.
         found = {one: segments for one in changed if (segments := self._known.segments(one))}
         return {one: segments + self.tokenizers.segments(one) for one, segments in found.items()}
 
+    def _tidy_soon(self) -> None:
+        """Give back what loads leave free between what they keep, 30 KiB each, a while later, in the background.
+
+        Not at once: batches have to fetch anew what they had left there, too.
+        """
+        if self._tidying is None:
+            self._tidying = asyncio.get_running_loop().call_later(TIDY_S, self._tidy)
+
     def _tidy(self) -> None:
-        """Give back what loads leave free between what they keep, 30 KiB each; now and then, in the background."""
-        if time.monotonic() > self._tidied_s + TIDY_S:
-            self._tidied_s = time.monotonic()
-            self._sharer.submit(pages.trim_heap)
+        self._tidying = None
+        self._sharer.submit(pages.trim_heap)
 
     async def put_down(self, name: str, *, keep: bool = False) -> None:
         """Close the handler, or let it rest; its weights are unmapped when this returns."""

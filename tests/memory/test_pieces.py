@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from bench.disk import forget_cached
 from container.archive.manifest import Berth, Manifest
+from container.memory import known
 from container.memory.known import Known
 from container.memory.mapped import WeightsChanged
 from container.memory.pages import PIECE_BYTES
@@ -212,7 +213,10 @@ class Machine:
             read()
 
 
-def test_the_page_cache_is_passed_by_only_where_it_has_no_room_left(on_disk: Path) -> None:
+def test_the_page_cache_is_passed_by_only_where_it_has_no_room_left(
+    on_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "_LOOK_EVERY_S", 0.0)
     first, second = model(on_disk / "1", 1), model(on_disk / "2", 2)
     machine = Machine(free=3 * NUMBERS * 4)
     machine.rise("a", first)
