@@ -29,11 +29,11 @@ from container.memory.arena import Event, NoRun, Slot
 from container.memory.block import Block, Model, Views
 from container.memory.device import Device, Piece
 from container.memory.ledger import Segment, Tier
+from container.memory.likeness import same_bytes
 from container.memory.mapped import WeightsChanged
 from container.memory.prints import Prints
 from container.memory.reading import Source
 from container.memory.regions import DeviceRegion, HostRegion, Place
-from container.memory.sharing import same_bytes
 from container.memory.tiers import lay_out, views
 from container.memory.weights import CHANGED_QUIET_S, QUIET_S
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from container.memory.block import Block
-from container.memory.sharing import LEAST_BYTES
+from container.memory.likeness import LEAST_BYTES
 
 #: A block is shared only by models that have this part of it, or more: who uses it moves all of it.
 _SHARED_PART = 7 / 8

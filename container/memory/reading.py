@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 
 from container.errors import BadArchive, LargerThanTier
+from container.memory.likeness import fingerprints
 from container.memory.mapped import GONE, WeightsChanged, identities, wait_until_quiet
-from container.memory.sharing import fingerprints
 from container.memory.sizes import checkpoint_bytes, find_checkpoint, read_header, serving_dtype
 from container.memory.stored import STORED, TORCH, read_stored
 from container.memory.tiers import Layout, Shape, lay_out, tie_of, views

@@ -1,7 +1,8 @@
 """Memory that nobody can write: a sealed, anonymous file, mapped read-only, with tensors in it.
 
-No descriptor stays open; the memory goes with the last tensor on it. A write into such a tensor ends the process
-(SIGSEGV), because the alternative is to change the answers of every model that shares it.
+``copy`` leaves no descriptor open; the memory goes with the last tensor on it. A write into such a tensor ends the
+process (SIGSEGV), because the alternative is to change the answers of every model that shares it. Whoever maps a
+``file`` for writing as well, privately, gets pages of its own where it writes.
 """
 
 from __future__ import annotations
@@ -31,18 +32,8 @@ def copy(tensors: Mapping[_Key, torch.Tensor]) -> tuple[int, dict[_Key, torch.Te
 
     tensors: contiguous, on the CPU. Raises OSError if there is no memory for it.
     """
-    starts: dict[_Key, int] = {}
-    size = 0
-    for key, tensor in tensors.items():
-        starts[key] = size
-        size += -(-tensor.nbytes // ALIGN_BYTES) * ALIGN_BYTES
-    size = max(size, 1)
-    fd = os.memfd_create("berth-weights", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd, size, starts = file(tensors)
     try:
-        os.ftruncate(fd, size)
-        for key, tensor in tensors.items():
-            _write(fd, tensor, starts[key])
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         block = cast(torch.UntypedStorage, torch.UntypedStorage.from_file(f"/proc/self/fd/{fd}", False, size))
     finally:
         os.close(fd)
@@ -54,6 +45,30 @@ def copy(tensors: Mapping[_Key, torch.Tensor]) -> tuple[int, dict[_Key, torch.Te
         )
         for key, tensor in tensors.items()
     }
+
+
+def file(tensors: Mapping[_Key, torch.Tensor], name: str = "berth-weights") -> tuple[int, int, dict[_Key, int]]:
+    """Return (descriptor, size, where each begins) of a sealed file with ``tensors``, each at a multiple of 256.
+
+    The caller closes the descriptor. tensors: contiguous, on the CPU. name: shown by /proc. Raises OSError if there is
+    no memory for it.
+    """
+    starts: dict[_Key, int] = {}
+    size = 0
+    for key, tensor in tensors.items():
+        starts[key] = size
+        size += -(-tensor.nbytes // ALIGN_BYTES) * ALIGN_BYTES
+    size = max(size, 1)
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        for key, tensor in tensors.items():
+            _write(fd, tensor, starts[key])
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, size, starts
 
 
 def _write(fd: int, tensor: torch.Tensor, start: int) -> None:

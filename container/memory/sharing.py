@@ -10,38 +10,28 @@ end the process rather than change another model's answers. A file that nothing 
 
 ``join`` runs off the request path, on a thread of the caller's choice, while the models answer from what they have.
 
-Does not cover: the memory of host children; a GPU, where the ledger's segments are the same but the blocks are not
-these. Sharing shows in times and figures; ``salt`` keeps tenants apart (design.md, section 6).
+Does not cover: the memory of host children (``host/alike``); a GPU, where the ledger's segments are the same but the
+blocks are not these. Sharing shows in times and figures; ``salt`` keeps tenants apart (design.md, section 6).
 """
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import weakref
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
-import xxhash
 
 from container import log
 from container.memory import sealed
 from container.memory.ledger import Segment
+from container.memory.likeness import LEAST_BYTES, PRINT_BYTES, fingerprints, same_bytes
 from container.memory.mapped import Verified
-from container.memory.samples import samples
 from container.memory.weights import WeightMap
 
 _log = log.get(__name__)
-#: Bytes sampled at the start, in the middle and at the end of a tensor.
-SAMPLE_BYTES = 256
-#: Of a fingerprint.
-PRINT_BYTES = 16
 _NOT_TAKEN = bytes(PRINT_BYTES)
-#: Less than this in common is left as it is: a block of its own would cost more than it saves.
-LEAST_BYTES = 1 << 16
-_libc = ctypes.CDLL(None)
-_libc.memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class Block:
@@ -305,28 +295,6 @@ def _sampled(
             whole[places[name] : places[name] + PRINT_BYTES] = print_
         weights.fingerprints[salt] = bytes(whole)
     return prints
-
-
-def fingerprints(tensors: Mapping[str, torch.Tensor], salt: str = "") -> dict[str, bytes]:
-    """Return 16 bytes for each of ``tensors`` that equal ones (dtype, shape, bytes) of one ``salt`` have in common.
-
-    A hint, no proof. tensors: contiguous, on the CPU.
-    """
-    found = {}
-    for (name, tensor), sample in zip(tensors.items(), samples(tensors.values(), SAMPLE_BYTES), strict=True):
-        digest = xxhash.xxh3_128(f"{salt}\0{tensor.dtype}\0{tuple(tensor.shape)}".encode())
-        digest.update(sample)
-        found[name] = digest.digest()
-    return found
-
-
-def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two contiguous CPU tensors are the same dtype, shape and bytes (NaN equals NaN, 0.0 is not -0.0)."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    if one.data_ptr() == other.data_ptr():
-        return True
-    return bool(_libc.memcmp(one.data_ptr(), other.data_ptr(), one.nbytes) == 0)
 
 
 def _without(prints: dict[str, bytes], gone: Collection[str]) -> dict[str, bytes]:

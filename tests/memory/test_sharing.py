@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from container.archive.manifest import Manifest
 from container.memory.known import Known
 from container.memory.ledger import Ledger, Segment, Tier
-from container.memory.sharing import LEAST_BYTES, Sharing, fingerprints, same_bytes, segments
+from container.memory.likeness import LEAST_BYTES, fingerprints, same_bytes
+from container.memory.sharing import Sharing, segments
 from container.memory.weights import WeightMap, open_weights
 
 TRUNK_BYTES = 2 * 100_000
