@@ -2,11 +2,13 @@
 
 bring_up ──> lower <──> lift      what can be moved; the rest is put down when it sinks, and loaded when it rises
          └─> forget_copy
+         └─> join               on a machine without a device: equal weights are kept once, in the child
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -15,6 +17,7 @@ import msgspec
 
 from container import log
 from container.archive.manifest import Manifest
+from container.engine.cuts import BadCut, Cuts
 from container.engine.deaths import how, out_of_memory, while_answering, while_loading
 from container.engine.runners import Up
 from container.errors import Failure, Restarting, ServingError
@@ -33,20 +36,25 @@ _log = log.get(__name__)
 _UP_S = 30.0
 _RETRY_S = 1.0
 _NOTICE_S = 2.0
+#: When it is tried again to share with a model that was at work: ten times within a minute and a half, then no more.
+_SHARE_AGAIN_S = tuple(0.1 * 2**tried for tried in range(10))
 
 
 class ChildRunner:
     """One host child and the models in it.
 
-    again: started again whenever it dies. ``on_lost`` is called after a death, when all requests in flight have
-    failed, with the models that were up, those whose code it died in, and the status.
+    again: started again whenever it dies. share: its models share equal weights. ``on_lost`` is called after a death,
+    when all requests in flight have failed, with the models that were up, those whose code it died in, and the status.
     """
 
-    def __init__(self, process: ChildProcess, page: watch.Page, *, again: bool) -> None:
+    def __init__(self, process: ChildProcess, page: watch.Page, *, again: bool, share: bool = False) -> None:
         self._process = process
         self._page = page
         self._again = again
-        self._here: set[str] = set()
+        self._here: dict[str, int] = {}  # the bytes that were measured
+        self._lives = itertools.count(1)
+        self._cuts: Cuts | None = Cuts(f"{process.name}:{next(self._lives)}") if share else None
+        self._sharing: set[asyncio.Task[None]] = set()
         #: Loads under way in the child, which cannot stop one: they go on when nobody waits for them any more.
         self._loading: dict[str, asyncio.Task[m.Loaded]] = {}
         self._in_flight: dict[str, int] = {}
@@ -57,6 +65,8 @@ class ChildRunner:
         self._fallen: list[tuple[str, Callable[[Payload | Failure], None]]] = []
         self._patience: asyncio.TimerHandle | None = None
         self.on_lost: Callable[[list[str], list[watch.Inside], int], None] = lambda names, inside, status: None
+        #: Called with the segments of models that were found to share something after ``join`` had returned.
+        self.on_shared: Callable[[dict[str, list[Segment]]], None] = lambda changed: None
         process.on_death = self._died
 
     def start(self) -> None:
@@ -65,8 +75,9 @@ class ChildRunner:
 
     async def stop(self) -> None:
         """End the child."""
-        if self._starting is not None:
-            self._starting.cancel()
+        for task in (self._starting, *self._sharing):
+            if task is not None:
+                task.cancel()
         pid = self._process.pid
         self._up.clear()
         await self._process.stop()
@@ -128,12 +139,41 @@ class ChildRunner:
             raise
         assert isinstance(loaded, m.Loaded), loaded
         if self._process.client is client:
-            self._here.add(request.name)
+            self._here[request.name] = loaded.bytes
         return loaded
 
     async def join(self, name: str) -> dict[str, list[Segment]]:
-        """See Runner: what authors' code holds is shared with nobody."""
-        return {}
+        """See Runner. One look; with models that are at work now it is tried again in the background."""
+        changed, waits = await self._share(name)
+        if waits:
+            task = asyncio.get_running_loop().create_task(self._share_later(name, self._process.client))
+            self._sharing.add(task)
+            task.add_done_callback(self._sharing.discard)
+        return changed
+
+    async def _share(self, name: str) -> tuple[dict[str, list[Segment]], bool]:
+        """Return what has changed, and whether there may be more. What the child tells is checked, not believed."""
+        client, cuts = self._process.client, self._cuts
+        if cuts is None or client is None or not self.has(name):
+            return {}, False
+        try:
+            shared = await client.call(m.Share(0, name))
+            assert isinstance(shared, m.Shared), shared
+            return cuts.take(shared, self._here if self._cuts is cuts else {}), shared.waits
+        except (ServingError, BadCut) as error:
+            _log.warning("%s shares nothing with others: %s", name, error)
+            return {}, False
+
+    async def _share_later(self, name: str, client: Client | None) -> None:
+        for delay_s in _SHARE_AGAIN_S:
+            await asyncio.sleep(delay_s)
+            if self._process.client is not client:
+                return
+            changed, waits = await self._share(name)
+            if changed:
+                self.on_shared(changed)
+            if not waits:
+                return
 
     async def put_down(self, name: str, *, keep: bool = False) -> None:
         """Drop in the child, which waits until nothing of it runs; a dead child has dropped it already.
@@ -143,7 +183,7 @@ class ChildRunner:
         if (loading := self._loading.pop(name, None)) is not None:
             await asyncio.gather(loading, return_exceptions=True)
         if name in self._here and self._process.client is not None:
-            self._here.discard(name)
+            del self._here[name]
             try:
                 await self._process.client.call(m.Unload(0, name))
             except Restarting:
@@ -279,7 +319,9 @@ class ChildRunner:
 
     def _died(self, status: int) -> None:
         self._up.clear()
-        lost, self._here = sorted(self._here), set()
+        lost, self._here = sorted(self._here), {}
+        if self._cuts is not None:
+            self._cuts = Cuts(f"{self._process.name}:{next(self._lives)}")
         inside = self._page.clear(self._process.last_pid)
         name = self._process.name
         _log.error("the child %s died (%s) inside %s", name, how(status), [i.model for i in inside] or "nothing")

@@ -87,6 +87,10 @@ class Engine:
         """Refuse: what lies where is decided here, not by fronts."""
         raise BadRequest("models are moved by the engine, which asks its host children for it")
 
+    async def share(self, request: m.Share) -> m.Shared:
+        """Refuse: it is asked of host children only."""
+        raise BadRequest("what models share is found by the engine, which asks its host children for it")
+
     async def unload(self, request: m.Unload) -> m.Unloaded:
         """Drain a model, free its bytes, forget it."""
         return await self._to_its_end(self._loading.unload(request))

@@ -151,6 +151,7 @@ class Parts:
         dispatcher.on_stale = self.calls.stale
         self._run_dir, self._compute, self._page = settings.run_dir, compute, page
         self._rehearsed = device is not None and compute == "cpu"
+        self._share = settings.sharing and device is None  # under one, tiers would have different segments
         self._places = itertools.cycle(range(watch.ENGINE_SLOTS, watch.SLOTS - watch.BLOCK + 1, watch.BLOCK))
         self.guests = self._child("guests", again=True)
         builders = background.threads(1, "builder")
@@ -182,7 +183,8 @@ class Parts:
         process = ChildProcess(
             name, self._run_dir, self._compute, next(self._places), python, alone=not again, rehearsed=self._rehearsed
         )
-        made = ChildRunner(process, self._page, again=again)
+        made = ChildRunner(process, self._page, again=again, share=self._share and again)
+        made.on_shared = lambda changed: self.residence.shared(changed)
         made.on_lost = lambda names, inside, status: self.quarantine.on_lost(
             names, inside, how(status), name, alone=not again
         )

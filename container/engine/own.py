@@ -68,7 +68,7 @@ class OwnRunner:
         return up._replace(segments=[Segment(name, nbytes)], times_ms=times_ms)
 
     async def join(self, name: str) -> dict[str, list[Segment]]:
-        """See Runner: what authors' code holds is shared with nobody."""
+        """See Runner: nobody else is in the process."""
         return {}
 
     async def put_down(self, name: str, *, keep: bool = False) -> None:

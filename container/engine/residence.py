@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from container import log
 from container.engine.lifecycle import Life, Residency
@@ -12,7 +12,7 @@ from container.engine.models import Model, Registry
 from container.engine.runners import OnLanes, Up
 from container.errors import LargerThanTier, NeedsOwnProcess, OutOfMemory
 from container.memory.keeper import Keeper
-from container.memory.ledger import Tier
+from container.memory.ledger import Segment, Tier
 
 _log = log.get(__name__)
 
@@ -209,9 +209,14 @@ class Residence:
     async def _share(self, model: Model) -> None:
         assert model.runner is not None
         changed = await model.runner.join(model.name)
+        self.shared(changed)
+        if changed:
+            await self._keeper.fit(model.name)
+
+    def shared(self, changed: Mapping[str, list[Segment]]) -> None:
+        """Models were found to have something in common: they consist of these segments from here on."""
         for name, segments in changed.items():
             if name in self._ledger:
                 self._ledger.recut(name, segments)
         if changed:
             self._keeper.changed()
-            await self._keeper.fit(model.name)

@@ -13,11 +13,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import uvloop
@@ -29,6 +29,7 @@ from container.handler import Context, Weights
 from container.host.output import capture_output
 from container.lifeline import die_with_parent
 from container.model import attempt, blame, guard, imports, opening, watch
+from container.model.after_import import imported
 from container.model.dispatch import Dispatcher
 from container.model.lanes import Lanes
 from container.model.ticket import Ticket
@@ -38,6 +39,9 @@ from container.wire import messages as m
 from container.wire.api import Respond
 from container.wire.server import serve
 
+if TYPE_CHECKING:
+    from container.host.alike import Book
+
 _log = log.get(__name__)
 _Result = TypeVar("_Result")
 
@@ -45,13 +49,15 @@ _Result = TypeVar("_Result")
 LOAD_S = 345.0
 #: So does one whose modules are moved for longer than a GPU's memory takes to be copied slowly.
 MOVE_S = 120.0
+#: What compares weights steps back behind what answers.
+SHARER_NICE = 10
 
 
 @dataclass(slots=True)
 class _Guest:
     """A loaded archive. up: it is on the device, and takes requests; else it lies in RAM.
 
-    moving: held by whoever moves it. item_s: what a request of it took when it was lowered.
+    moving: held by whoever moves it. item_s: what a request of it took when it was lowered. calls: requests so far.
     """
 
     opened: opening.Opened
@@ -60,6 +66,7 @@ class _Guest:
     up: bool = True
     moving: asyncio.Lock = field(default_factory=asyncio.Lock)
     item_s: float | None = None
+    calls: int = 0
 
 
 class Child:
@@ -74,6 +81,10 @@ class Child:
         self._tickets: dict[tuple[Respond, int], Ticket] = {}
         #: One loader: aliases in sys.modules and the pip guard are process-wide while an archive loads.
         self._loader = ThreadPoolExecutor(1, "loader")
+        self._sharer = ThreadPoolExecutor(1, "sharer", os.nice, (SHARER_NICE,))
+        #: Held while weights are compared and moved, which is one model's turn at a time.
+        self._comparing = asyncio.Lock()
+        self._book: Book | None = None
 
     def invoke(self, request: m.Invoke, respond: Respond) -> None:
         """Queue the request; a name that is not here is ModelNotFound."""
@@ -82,6 +93,7 @@ class Child:
             missing = ModelNotFound(f"model {request.model!r} is not up in this process")
             respond(m.Answer(request.id, missing.to_failure()))
             return
+        guest.calls += 1
         key = (respond, request.id)
 
         def settle(result: Payload | Failure) -> None:
@@ -195,6 +207,39 @@ class Child:
         while self._dispatcher.busy(name):
             await asyncio.sleep(0.005)
 
+    async def share(self, request: m.Share) -> m.Shared:
+        """Keep what the model has in common with others here once, as far as it can be done now.
+
+        Nothing waits for it: who is asked to answer meanwhile does, and then nothing is moved.
+        """
+        guest = self._guests.get(request.name)
+        if imported("torch") is None:
+            return m.Shared(request.id)
+        async with self._comparing:
+            if guest is None or self._guests.get(request.name) is not guest:
+                raise ModelNotFound(f"model {request.name!r} is not in this process")
+            loop = asyncio.get_running_loop()
+            if self._book is None:
+                self._book = await loop.run_in_executor(self._sharer, _open_book)
+            self._book.enrol(request.name, guest.opened.everything, guest.opened.bytes, guest.settings.salt)
+            resting = self._resting(self._guests)
+            found = await loop.run_in_executor(self._sharer, self._book.compare, request.name, resting.keys())
+            still = self._resting(found.models)
+            undisturbed = all(still.get(name) == resting[name] for name in found.models)
+            cuts = self._book.carry_out(found) if undisturbed else None
+            waits = found.waits or cuts is None
+            del found  # else what it refers to is not free
+            if cuts:  # told before a model of them can go and come again, so while it is held
+                await loop.run_in_executor(self._sharer, self._book.tidy)
+        parts = {part.number: part.bytes for cut in (cuts or {}).values() for part in cut.parts}
+        told = [m.Cut(name, own, [part.number for part in shared]) for name, (own, shared) in (cuts or {}).items()]
+        return m.Shared(request.id, told, parts, waits)
+
+    def _resting(self, names: Collection[str]) -> dict[str, tuple[int, int]]:
+        """Return those of ``names`` that are here and of which nothing waits or runs: who they are, and their calls."""
+        guests = {name: self._guests[name] for name in names if name in self._guests}
+        return {name: (id(guest), guest.calls) for name, guest in guests.items() if not self._dispatcher.busy(name)}
+
     async def unload(self, request: m.Unload) -> m.Unloaded:
         """Wait until nothing of the model runs, then drop it."""
         guest = self._guests.pop(request.name, None)
@@ -203,6 +248,9 @@ class Child:
         async with guest.moving:
             await self._rest(request.name)
             self._dispatcher.close(request.name)
+            async with self._comparing:  # which has weights of it in hand
+                if self._book is not None:
+                    self._book.forget(request.name)
             await asyncio.get_running_loop().run_in_executor(self._loader, guest.opened.close)
         return m.Unloaded(request.id, guest.opened.bytes)
 
@@ -231,6 +279,12 @@ class Child:
         while any(self._dispatcher.busy(name) for name in self._guests):
             await asyncio.sleep(0.01)
         return m.Status(request.id, "drained", self._device, os.getpid())
+
+
+def _open_book() -> Book:
+    from container.host.alike import Book  # torch, which this process has only if an archive needs it
+
+    return Book()
 
 
 def _opener(device: str) -> Callable[[Path], Weights] | None:

@@ -34,6 +34,7 @@ class Opened:
 
     close: drops the model and its modules; what it held is free when this returns, unless its code still runs.
     adopted: what of it can be moved between the device and RAM; None = nothing, or not all that lies on the device.
+    everything: returns what its modules and tensors are found in, () once it is closed.
     """
 
     handler: Handler
@@ -41,6 +42,7 @@ class Opened:
     times_ms: dict[str, float]
     close: Callable[[], None]
     adopted: Adopted | None = None
+    everything: Callable[[], tuple[Any, ...]] = tuple
 
 
 class Device(NamedTuple):
@@ -152,7 +154,7 @@ def _open(opening: _Opening, context: Context) -> Opened:
         if gone is not None and not gone():
             gc.collect()  # an author's objects refer to each other in a circle; a tenth of a second, so only then
 
-    return Opened(handler, measured, opening.times_ms, close, adopted)
+    return Opened(handler, measured, opening.times_ms, close, adopted, lambda: opening.everything(handler))
 
 
 def _adopt(opening: _Opening, handler: Handler, context: Context) -> Adopted | None:
@@ -198,7 +200,12 @@ def _open_tasks(manifest: Manifest, context: Context, device: Device) -> Opened:
     handler.registered_name = context.name
     adopted = moving.together([part.adopted for part in parts.values()])
     times_ms = {f"{name}.{phase}": ms for name, part in parts.items() for phase, ms in part.times_ms.items()}
-    return Opened(handler, sum(part.bytes for part in parts.values()), times_ms, close, adopted)
+
+    def everything() -> tuple[Any, ...]:
+        """Return what is in the parts."""
+        return tuple(each for part in parts.values() for each in part.everything())
+
+    return Opened(handler, sum(part.bytes for part in parts.values()), times_ms, close, adopted, everything)
 
 
 def example_of(handler: Handler) -> Payload | None:

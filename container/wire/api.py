@@ -39,6 +39,9 @@ class Service(Protocol):
     async def move(self, request: m.Move) -> m.Loaded:
         """Move a model between the device and RAM."""
 
+    async def share(self, request: m.Share) -> m.Shared:
+        """Keep what a model has in common with others once."""
+
     async def unload(self, request: m.Unload) -> m.Unloaded:
         """Drain a model, free it, forget it."""
 

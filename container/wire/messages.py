@@ -123,6 +123,13 @@ class Move(msgspec.Struct, frozen=True, array_like=True, tag=12):
     verb: Literal["lower", "lift", "forget"]
 
 
+class Share(msgspec.Struct, frozen=True, array_like=True, tag=13):
+    """Engine to child: let ``name`` share what it has in common with others that are up there. Reply: Shared."""
+
+    id: int
+    name: str
+
+
 class Answer(msgspec.Struct, frozen=True, array_like=True, tag=32):
     """What came of an Invoke."""
 
@@ -236,6 +243,26 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, tag=40):
     part: Payload
 
 
+class Cut(msgspec.Struct, frozen=True, array_like=True):
+    """What a model of a child consists of: ``own_bytes``, and parts that others have as well."""
+
+    name: str
+    own_bytes: int
+    parts: list[int]
+
+
+class Shared(msgspec.Struct, frozen=True, array_like=True, tag=41):
+    """What the models that have changed consist of now. parts: number, of one life of the child -> bytes.
+
+    waits: there is more to be found once all models that may have it rest.
+    """
+
+    id: int
+    cuts: list[Cut] = []
+    parts: dict[int, int] = {}
+    waits: bool = False
+
+
 class Registered(msgspec.Struct, frozen=True, array_like=True, tag=64):
     """Engine to supervisor: ``name`` is registered. To a new engine: it was; ``manifest`` b"" = load it now.
 
@@ -286,5 +313,7 @@ class Fatal(msgspec.Struct, frozen=True, array_like=True, tag=68):
 
 
 Control = Registered | Marked | Forgotten | Begin | Up | Fatal
-Request = Hello | Invoke | Load | Unload | List | Describe | Cancel | Ready | Stats | Drain | Counts | Attach | Move
-Reply = Answer | Loaded | Unloaded | Page | Description | Status | Figures | Failed | Chunk
+Request = (
+    Hello | Invoke | Load | Unload | List | Describe | Cancel | Ready | Stats | Drain | Counts | Attach | Move | Share
+)
+Reply = Answer | Loaded | Unloaded | Page | Description | Status | Figures | Failed | Chunk | Shared

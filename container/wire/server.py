@@ -83,6 +83,8 @@ class _Connection(Outbox):
                 self._spawn(self._service.attach(request, self.reply), request.id)
             case m.Move():
                 self._spawn(self._service.move(request), request.id)
+            case m.Share():
+                self._spawn(self._service.share(request), request.id)
             case m.Unload():
                 self._spawn(self._service.unload(request), request.id)
             case m.List():
