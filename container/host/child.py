@@ -227,13 +227,11 @@ class Child:
             still = self._resting(found.models)
             undisturbed = all(still.get(name) == resting[name] for name in found.models)
             cuts = self._book.carry_out(found) if undisturbed else None
-            waits = found.waits or cuts is None
-            del found  # else what it refers to is not free
-            if cuts:  # told before a model of them can go and come again, so while it is held
-                await loop.run_in_executor(self._sharer, self._book.tidy)
+            # Within the lock: it is told before one of these models can go and come again.
+            await loop.run_in_executor(self._sharer, self._book.tidy, found)
         parts = {part.number: part.bytes for cut in (cuts or {}).values() for part in cut.parts}
         told = [m.Cut(name, own, [part.number for part in shared]) for name, (own, shared) in (cuts or {}).items()]
-        return m.Shared(request.id, told, parts, waits)
+        return m.Shared(request.id, told, parts, found.waits or cuts is None)
 
     def _resting(self, names: Collection[str]) -> dict[str, tuple[int, int]]:
         """Return those of ``names`` that are here and of which nothing waits or runs: who they are, and their calls."""

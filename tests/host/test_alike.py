@@ -49,7 +49,10 @@ class Shelf:
         return self.again(name)
 
     def again(self, name: str) -> dict[str, Cut] | None:
-        return self.book.carry_out(self.book.compare(name, self.models.keys() - self.busy))
+        finding = self.book.compare(name, self.models.keys() - self.busy)
+        changed = self.book.carry_out(finding)
+        self.book.tidy(finding)
+        return changed
 
 
 def mappings() -> int:
@@ -242,7 +245,7 @@ def test_what_was_written_between_comparing_and_moving_is_not_moved() -> None:
     with torch.no_grad():
         models[0][0].weight[0, 0] = 5
     assert shelf.book.carry_out(finding) is None
-    del finding
+    shelf.book.tidy(finding)
     assert models[0][0].weight[0, 0] == 5
     assert shelf.book._cut("a").own_bytes == measured(models[0])
     changed = shelf.again("b")
