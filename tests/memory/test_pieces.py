@@ -71,13 +71,13 @@ def test_what_is_read_past_the_page_cache_is_the_file_and_is_not_in_the_page_cac
         there = cached(on_disk / "m/model.safetensors")
         assert sum(there) < len(there) // 4, "but for the header, and where it was looked whether it is there"
         assert weights.mapped_bytes == 0
-        assert anonymous_bytes() - before >= NUMBERS * 4
+        assert anonymous_bytes() - before > NUMBERS * 4 - (1 << 20)
     assert weights.own_bytes == NUMBERS * 4
     assert right(weights, 1)
     before = anonymous_bytes()
     weights.close()
     if reads_past(on_disk / "m"):
-        assert before - anonymous_bytes() >= NUMBERS * 4
+        assert before - anonymous_bytes() > NUMBERS * 4 - (1 << 20)
 
 
 def test_what_a_model_leaves_goes_to_the_next_as_far_as_it_is_expected(on_disk: Path) -> None:
