@@ -19,7 +19,7 @@ from torch import nn
 def model_fn(model_dir):
     number = float(open(os.path.join(model_dir, "number.txt")).read())
     model = nn.Linear(700, 700)  # 1.87 MiB
-    nn.init.zeros_(model.weight)
+    nn.init.constant_(model.weight, number)  # or five would take the bytes of one
     nn.init.constant_(model.bias, number)
     return model
 

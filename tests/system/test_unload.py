@@ -175,7 +175,7 @@ def test_a_thousand_cycles_leave_nothing_behind(tmp_path: Path, device: str) -> 
             cycle(number)
         assert state()[0] == before[0]
         assert state()[1] - before[1] <= 4, "a pool may start the rest of its threads at any time, but no more"
-        assert abs(state()[2] - before[2]) <= 2, "the allocator's, not the models'"
+        assert abs(state()[2] - before[2]) <= 8, "the allocator's, not the models'"
         assert process_bytes(engine.pid) - nbytes < 1 << 20
         assert booked(server) == {0.0}
         assert not any(str(folder) in maps(server) for folder in folders)
