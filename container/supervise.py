@@ -188,8 +188,12 @@ class Supervisor:
     # ------------------------------------------------------------------ events
 
     def _on_control(self) -> None:
-        """Read what the engine tells; its hanging up is its death, which SIGCHLD reports."""
-        assert self._control is not None
+        """Read what the engine tells; its hanging up is its death, which SIGCHLD reports.
+
+        Nothing if that was seen in the same moment, and first.
+        """
+        if self._control is None:
+            return
         try:
             data = self._control.recv(1 << 16)
         except ConnectionResetError:  # it died with words of ours unread

@@ -55,6 +55,13 @@ class Shelf:
         return changed
 
 
+@pytest.fixture(autouse=True, scope="module")
+def little_to_collect() -> None:
+    """Hundreds of collections look through what tests before these left; from here on they do not."""
+    gc.collect()
+    gc.freeze()
+
+
 def mappings() -> int:
     """Mappings of shared parts; one may be several lines where pages differ, so their files are counted."""
     gc.collect()
@@ -398,7 +405,7 @@ class Shelves(RuleBasedStateMachine):
 
 
 TestShelves = Shelves.TestCase
-TestShelves.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestShelves.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
 
 
 def test_small_storages_and_modules_without_any_are_nothing_to_share() -> None:

@@ -74,17 +74,24 @@ def test_killing_a_process_costs_only_what_was_in_flight(tmp_path: Path, part: s
         while load.codes[200] < 20 and time.monotonic() < deadline:
             time.sleep(0.1)
         before = dict(load.codes)
-        victim = server.pid_of(part)
-        os.kill(victim, signal.SIGKILL)
         pings = []
-        for _ in range(40):
-            pings.append(server.http.get("/ping").status_code)
-            time.sleep(0.1)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            if server.invoke("bert", {"inputs": "a b"}).status_code == server.invoke("echo", [1]).status_code == 200:
+        for _ in range(3):  # a kill between two calls finds nobody inside
+            victim = server.pid_of(part)
+            os.kill(victim, signal.SIGKILL)
+            for _ in range(40):
+                pings.append(server.http.get("/ping").status_code)
+                time.sleep(0.1)
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                if (
+                    server.invoke("bert", {"inputs": "a b"}).status_code
+                    == server.invoke("echo", [1]).status_code
+                    == 200
+                ):
+                    break
+                time.sleep(0.1)
+            if told <= load.codes.keys():
                 break
-            time.sleep(0.1)
         time.sleep(0.5)
         load.stop()
         assert before.keys() == {200}, before
