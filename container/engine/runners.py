@@ -175,6 +175,7 @@ class LaneRunner(OnLanes):
     ) -> None:
         super().__init__(dispatcher, loaders, room, tokenizers)
         self._sharer = sharer
+        self._sharer.submit(pages.trim_heap)  # so that its thread is there from the start, whenever it is counted
         # Neither is nicer: who rises waits for the room that is given up, and for the disk, which waits for the reader.
         self._closer = ThreadPoolExecutor(1, "closer")  # never behind a load, and off the loop: unmapping takes a while
         self._readers = ThreadPoolExecutor(READERS, "reader")
