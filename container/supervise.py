@@ -188,11 +188,8 @@ class Supervisor:
     # ------------------------------------------------------------------ events
 
     def _on_control(self) -> None:
-        """Read what the engine tells; its hanging up is its death, which SIGCHLD reports.
-
-        Nothing if that was seen in the same moment, and first.
-        """
-        if self._control is None:
+        """Read what the engine tells; its hanging up is its death, which SIGCHLD reports."""
+        if self._control is None:  # and has reported a moment ago
             return
         try:
             data = self._control.recv(1 << 16)

@@ -146,6 +146,7 @@ class Known:
         unread = itertools.count(parts - 1, -1)
 
         def read(part: int) -> None:
+            """Read one part; whoever is last notes it."""
             held.weights.read_ahead(part, parts, into)
             if next(unread) == 0:
                 self.has_come(name)
