@@ -25,7 +25,7 @@ _libc.mmap.restype = _libc.mremap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
 _libc.mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.mprotect.argtypes = _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def map_file(descriptor: int, size: int, at: int | None = None, offset: int = 0) -> int:
@@ -68,6 +68,12 @@ def unmap(start: int, size: int) -> None:
     """Give up what is mapped there."""
     if size:
         _libc.munmap(start, size)
+
+
+def forbid_writing(start: int, size: int) -> None:
+    """End the process if it writes there from now on. Raises OSError."""
+    if _libc.mprotect(start, size, mmap.PROT_READ):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def advise(start: int, size: int, advice: int) -> bool:

@@ -16,15 +16,13 @@ from typing import TypeVar, cast
 
 import torch
 
+from container.memory import pages
 from container.memory.tiers import ALIGN_BYTES
 
 _Key = TypeVar("_Key")
-_PROT_READ = 1
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 #: The kernel writes no more than this at once.
 _CHUNK = 1 << 30
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def copy(tensors: Mapping[_Key, torch.Tensor]) -> tuple[int, dict[_Key, torch.Tensor]]:
@@ -37,8 +35,7 @@ def copy(tensors: Mapping[_Key, torch.Tensor]) -> tuple[int, dict[_Key, torch.Te
         block = cast(torch.UntypedStorage, torch.UntypedStorage.from_file(f"/proc/self/fd/{fd}", False, size))
     finally:
         os.close(fd)
-    if _libc.mprotect(block.data_ptr(), size, _PROT_READ):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    pages.forbid_writing(block.data_ptr(), size)
     return size, {
         key: torch.empty(0, dtype=tensor.dtype).set_(
             block, starts[key] // tensor.itemsize, tensor.shape, tensor.stride()

@@ -21,13 +21,11 @@ from container.engine.lifecycle import Residency
 from container.engine.main import Parts
 from container.errors import BadRequest
 from container.memory.ledger import Tier
-from container.model import watch
 from container.payload import Payload
-from container.settings import Settings
 from container.wire import messages as m
-from container.wire.server import make_run_folder
 from tests.engine.test_children import until
 from tests.makers import tiny_bert
+from tests.parts import run_with_guests, write_archive
 from tests.server import write_script
 
 #: Counts its loads in a file beside its folder, and answers with what it is like inside.
@@ -95,29 +93,13 @@ OPAQUE = {
 
 
 def run(tmp_path: Path, scenario: Callable[[Parts], Awaitable[None]], **environ: str) -> None:
-    base = {"SAGEMAKER_BASE_DIR": str(tmp_path / "base"), "BERTH_STATE_DIR": str(tmp_path / "state")}
     device = {"BERTH_DEVICE": "sim:64MiB@10GB/s", "BERTH_HOST_MEMORY_LIMIT": "64MiB"}
-    settings = Settings.read({**base, "SAGEMAKER_MULTI_MODEL": "true", **device, **environ})
-    make_run_folder(settings.run_dir)
-    watch.Page(settings.run_dir / "page", create=True)
-
-    async def main() -> None:
-        parts = Parts(settings, lambda message: None)
-        parts.guests.start()
-        try:
-            await asyncio.wait_for(scenario(parts), 100)
-        finally:
-            await asyncio.gather(parts.guests.stop(), parts.own.stop())
-
-    asyncio.run(main())
+    run_with_guests(tmp_path, scenario, 100, **{**device, **environ})
 
 
 def write(tmp_path: Path, name: str, code: str = NET, **berth: Any) -> Path:
     """Write an archive as old as if it had been downloaded a minute ago."""
-    folder = write_script(tmp_path / "base" / "models" / name / "model", code)
-    if berth:
-        (folder / "berth.json").write_text(json.dumps(berth))
-    return aged(folder)
+    return aged(write_archive(tmp_path, name, code, berth))
 
 
 def aged(folder: Path) -> Path:

@@ -11,11 +11,9 @@ from pathlib import Path
 
 from container.engine.lifecycle import Residency
 from container.engine.main import Parts
-from container.model import watch
 from container.payload import Payload
-from container.settings import Settings
 from container.wire import messages as m
-from container.wire.server import make_run_folder
+from tests.parts import run_with_guests
 from tests.server import write_handler
 
 #: Takes its time to load once there is a file beside it, and notes each load that it has begun and ended.
@@ -39,20 +37,7 @@ class Slow(Handler):
 
 
 def run(tmp_path: Path, scenario: Callable[[Parts], Awaitable[None]]) -> None:
-    environ = {"SAGEMAKER_BASE_DIR": str(tmp_path / "base"), "BERTH_STATE_DIR": str(tmp_path / "state")}
-    settings = Settings.read({**environ, "SAGEMAKER_MULTI_MODEL": "true", "BERTH_DEVICE": "cpu"})
-    make_run_folder(settings.run_dir)
-    watch.Page(settings.run_dir / "page", create=True)
-
-    async def main() -> None:
-        parts = Parts(settings, lambda message: None)
-        parts.guests.start()
-        try:
-            await asyncio.wait_for(scenario(parts), 60)
-        finally:
-            await asyncio.gather(parts.guests.stop(), parts.own.stop())
-
-    asyncio.run(main())
+    run_with_guests(tmp_path, scenario, 60)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -21,13 +21,10 @@ from container.engine.main import Parts
 from container.errors import BadRequest
 from container.memory import probe
 from container.memory.ledger import Segment, Tier
-from container.model import watch
 from container.payload import Payload
-from container.settings import Settings
 from container.wire import messages as m
-from container.wire.server import make_run_folder
 from tests.engine.test_children import until
-from tests.server import write_script
+from tests.parts import run_with_guests, write_archive
 
 #: WIDTH x WIDTH numbers a layer; those of ``trunk`` are by SEED, the head is by HEAD. Writes into itself when told to.
 NET = """
@@ -80,27 +77,11 @@ BYTES = 5 * LAYER + TABLE + SMALL
 
 
 def run(tmp_path: Path, scenario: Callable[[Parts], Awaitable[None]], **environ: str) -> None:
-    base = {"SAGEMAKER_BASE_DIR": str(tmp_path / "base"), "BERTH_STATE_DIR": str(tmp_path / "state")}
-    settings = Settings.read({**base, "SAGEMAKER_MULTI_MODEL": "true", "BERTH_DEVICE": "cpu", **environ})
-    make_run_folder(settings.run_dir)
-    watch.Page(settings.run_dir / "page", create=True)
-
-    async def main() -> None:
-        parts = Parts(settings, lambda message: None)
-        parts.guests.start()
-        try:
-            await asyncio.wait_for(scenario(parts), 150)
-        finally:
-            await asyncio.gather(parts.guests.stop(), parts.own.stop())
-
-    asyncio.run(main())
+    run_with_guests(tmp_path, scenario, 150, **environ)
 
 
 def write(tmp_path: Path, name: str, code: str = NET, **berth: Any) -> Path:
-    folder = write_script(tmp_path / "base" / "models" / name / "model", code)
-    if berth:
-        (folder / "berth.json").write_text(json.dumps(berth))
-    return folder
+    return write_archive(tmp_path, name, code, berth)
 
 
 async def load(parts: Parts, *folders: Path) -> None:
